@@ -1,0 +1,44 @@
+# Everything a developer types. Python 3.11 or newer, make and a package index are all it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
+	--custom-compile-command 'make lock' pyproject.toml
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check format lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+run: $(VENV)/ready ## serve on 127.0.0.1:$PORT (default 8000) with an embedded PostgreSQL, for development
+	@exec $(BIN)/todo-api dev
+
+test: $(VENV)/ready ## run the whole test suite, on real PostgreSQL
+	$(BIN)/pytest --numprocesses 2 --cov --cov-report=term
+
+check: $(VENV)/ready ## check format, lint, types, locked requirements, and that models and migrations agree
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	cp requirements*.txt $(VENV)/ && $(COMPILE) -o $(VENV)/requirements.txt \
+		&& $(COMPILE) --group dev -o $(VENV)/requirements-dev.txt
+	diff requirements.txt $(VENV)/requirements.txt && diff requirements-dev.txt $(VENV)/requirements-dev.txt
+	$(BIN)/python -m tests.on_embedded_postgres '$(BIN)/alembic upgrade head && $(BIN)/alembic check'
+
+format: $(VENV)/ready ## format the code and mend what lint can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+lock: $(VENV)/ready ## write the locked requirements anew
+	$(COMPILE) --upgrade -o requirements.txt
+	$(COMPILE) --upgrade --group dev -o requirements-dev.txt
+
+clean: ## remove what can be made again; the data in .data stays
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* htmlcov
+
+$(VENV)/ready: requirements-dev.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
