@@ -1,0 +1,1 @@
+"""Todo API: personal task lists over HTTP, on PostgreSQL."""

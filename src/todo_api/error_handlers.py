@@ -1,0 +1,58 @@
+"""Errors to HTTP, in one place: one body shape, whatever went wrong and wherever."""
+
+import logging
+from collections.abc import Mapping
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.routing import Match
+
+from todo_api.errors import ApiError, DatabaseUnavailable, Unauthorized
+
+logger = logging.getLogger(__name__)
+
+
+def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Build the answer that every failure gets."""
+    return JSONResponse({"error": message}, status_code=status, headers=headers)
+
+
+def crash_response(request: Request, error: Exception) -> JSONResponse:
+    """Answer a fault of the service: the log gets its cause, the client learns nothing."""
+    logger.error("%s crashed", request.state.request_id, exc_info=error)
+    return error_response(500, "Internal server error")
+
+
+async def _api_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    headers = {}
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    elif isinstance(error, DatabaseUnavailable):
+        headers["Retry-After"] = str(error.retry_after)
+    return error_response(error.status, error.message, headers)
+
+
+async def _database_unavailable(request: Request, error: Exception) -> JSONResponse:
+    logger.error("%s database unavailable: %r", request.state.request_id, error.__cause__)
+    return await _api_error(request, error)
+
+
+async def _http_exception(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return error_response(404, "Not found")
+    if error.status_code == 405:
+        # Starlette names the methods of the first route that matches; the path may have more.
+        matching = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
+        methods = sorted({method for route in matching for method in route.methods})
+        return error_response(405, "Method not allowed", {"Allow": ", ".join(methods)})
+    return crash_response(request, error)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Map every error that the application raises to its answer."""
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(DatabaseUnavailable, _database_unavailable)
+    app.add_exception_handler(HTTPException, _http_exception)

@@ -1,0 +1,30 @@
+"""Whether the process serves, and whether its database does."""
+
+from fastapi import APIRouter, Request
+from sqlalchemy import Text, false, func, inspect
+from sqlmodel import cast, select
+from starlette.responses import JSONResponse, Response
+
+from todo_api.error_handlers import error_response
+from todo_api.errors import ApiError
+from todo_api.models import Task
+
+router = APIRouter(prefix="/health", include_in_schema=False)
+# Names every column this version uses, so that a newer schema is fine and an older one is not.
+_READY = select(cast(func.count(), Text)).select_from(select(*inspect(Task).columns).where(false()).subquery())
+
+
+@router.api_route("/live", methods=["GET", "HEAD"])
+async def live() -> Response:
+    """Tell that the process serves."""
+    return JSONResponse({"status": "ok"})
+
+
+@router.api_route("/ready", methods=["GET", "HEAD"])
+async def ready(request: Request) -> Response:
+    """Tell whether the database answers with the schema this version needs."""
+    try:
+        await request.app.state.database.run(_READY, {})
+    except ApiError:
+        return error_response(503, "Service is not ready")
+    return JSONResponse({"status": "ok"})

@@ -1,0 +1,109 @@
+"""What a request may say, checked in the order the API promises: who is asking first, the body last.
+
+The body is read here and not declared to FastAPI, which would read it before anyone knows who is asking.
+"""
+
+import json
+import math
+import re
+from typing import Annotated, Any, Never, cast
+
+from fastapi import Depends, Path, Request
+
+from todo_api.auth import OwnTasks
+from todo_api.errors import BadRequest, BodyTooLarge
+from todo_api.models import ID_SCHEMA, INVALID_STATUS, MAX_ID, STATUSES, Status, TaskCreate, TaskUpdate
+
+MAX_BODY = 64 * 1024
+MAX_DEPTH = 1000
+_ID = re.compile("[1-9][0-9]{0,18}")
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_INVALID_JSON = "Request body must be valid JSON"
+
+
+async def _task_id(_: OwnTasks, task_id: Annotated[str, Path(alias="id", json_schema_extra=ID_SCHEMA)]) -> int:
+    if not _ID.fullmatch(task_id) or int(task_id) > MAX_ID:
+        raise BadRequest("Invalid task ID")
+    return int(task_id)
+
+
+async def _status_filter(_: OwnTasks, request: Request) -> Status | None:
+    values = request.query_params.getlist("status")
+    if values in ([], [""]):
+        return None
+    if len(values) > 1 or values[0] not in STATUSES:
+        raise BadRequest(INVALID_STATUS)
+    return cast("Status", values[0])
+
+
+async def _read_body(request: Request) -> bytes:
+    """Read the whole body, but no more than `MAX_BODY` bytes of it, whatever length it declares."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and declared.isascii() and (len(declared) > 18 or int(declared) > MAX_BODY):
+        raise BodyTooLarge
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY:
+            raise BodyTooLarge
+    return bytes(body)
+
+
+def _refuse_constant(_: str) -> Never:
+    raise ValueError
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise ValueError
+    return value
+
+
+def _is_too_deep(text: str) -> bool:
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return False
+    depth = 0
+    for bracket in re.findall(r"[\[\]{}]", _STRING.sub("", text)):
+        depth += 1 if bracket in "[{" else -1
+        if depth > MAX_DEPTH:
+            return True
+    return False
+
+
+_parse = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite).decode
+
+
+async def _json_object(request: Request) -> dict[str, Any]:
+    body = await _read_body(request)
+    if not body:
+        raise BadRequest(_INVALID_JSON)
+    content_types = request.headers.getlist("content-type")
+    if {value.partition(";")[0].strip().lower() for value in content_types} != {"application/json"}:
+        raise BadRequest("Content-Type must be application/json")
+    try:
+        text = body.decode()
+        if _is_too_deep(text):
+            raise BadRequest(_INVALID_JSON)
+        value = _parse(text)
+    except (ValueError, RecursionError):
+        raise BadRequest(_INVALID_JSON) from None
+    if not isinstance(value, dict):
+        raise BadRequest("Request body must be a JSON object")
+    return value
+
+
+async def _new_task(_: OwnTasks, request: Request) -> TaskCreate:
+    return TaskCreate.from_json(await _json_object(request))
+
+
+TaskId = Annotated[int, Depends(_task_id)]
+
+
+async def _task_changes(_: TaskId, request: Request) -> TaskUpdate:
+    return TaskUpdate.from_json(await _json_object(request))
+
+
+StatusFilter = Annotated[Status | None, Depends(_status_filter)]
+NewTask = Annotated[TaskCreate, Depends(_new_task)]
+TaskChanges = Annotated[TaskUpdate, Depends(_task_changes)]

@@ -1,0 +1,67 @@
+"""Wires the application. Importing this module does nothing until its `app` is asked for."""
+
+import logging
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.authentication import AuthenticationBackend
+from starlette.routing import Route
+
+from todo_api import health, middleware, routes
+from todo_api.auth import load_backend
+from todo_api.database import Database
+from todo_api.error_handlers import add_error_handlers
+from todo_api.errors import SettingsError
+from todo_api.openapi import TodoAPI
+from todo_api.settings import Settings
+
+
+def create_app(settings: Settings | None = None, auth_backend: AuthenticationBackend | None = None) -> FastAPI:
+    """Make the application.
+
+    `settings` come from the environment unless given; `auth_backend` takes the place of the one they name. With
+    neither, whatever `scope["user"]` a middleware around the application sets is who is asking, and without one every
+    task operation answers 401. Raises `SettingsError`.
+    """
+    settings = settings or Settings.read()
+    if auth_backend is None and settings.auth_backend is not None:
+        auth_backend = load_backend(settings.auth_backend)
+    app = TodoAPI(
+        title="Todo API",
+        version=version("todo-api"),
+        summary="Personal task lists.",
+        routes=[*routes.router.routes, *health.router.routes],
+        middleware=middleware.stack(settings.cors_origins),
+        lifespan=_lifespan,
+        redirect_slashes=False,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+    )
+    for route in app.routes:
+        assert isinstance(route, Route)
+        # Python's $ also matches before a line break at the end; a path with one is another path.
+        route.path_regex = re.compile(route.path_regex.pattern.removesuffix("$") + r"\Z")
+    add_error_handlers(app)
+    app.state.auth_backend = auth_backend
+    app.state.database = Database(settings)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    await app.state.database.close()
+
+
+def __getattr__(name: str) -> FastAPI:
+    """Make `todo_api.main:app` for an ASGI server, from the environment; a bad setting ends the process."""
+    if name != "app":
+        raise AttributeError(name)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        return create_app()
+    except SettingsError as error:
+        raise SystemExit(str(error)) from None

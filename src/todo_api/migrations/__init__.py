@@ -1,0 +1,25 @@
+"""The schema's history, applied by `todo-api migrate` or by Alembic's own command."""
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.exc import DBAPIError
+
+from todo_api.errors import MigrationError
+from todo_api.settings import Settings
+
+
+def migrate(settings: Settings) -> None:
+    """Bring the database up to the newest schema, through `DATABASE_URL_UNPOOLED` where there is one.
+
+    Safe beside traffic and beside another migration: a second one waits for the first and finds its work done. Raises
+    `MigrationError` with one sentence when the database cannot be reached, refuses, or stays locked too long.
+    """
+    config = Config()
+    config.set_main_option("script_location", "todo_api:migrations")
+    config.attributes["settings"] = settings
+    try:
+        command.upgrade(config, "head")
+    except DBAPIError as error:
+        raise MigrationError(f"The database refused the migration: {error.driver_exception}") from error
+    except (OSError, TimeoutError) as error:
+        raise MigrationError(f"The database cannot be reached for the migration: {error!r}") from error

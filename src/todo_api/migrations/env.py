@@ -1,0 +1,54 @@
+"""Runs migrations for Alembic: all in one transaction, one runner at a time, only ever about this service's tables."""
+
+import asyncio
+
+import asyncpg
+from alembic import context
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+from sqlmodel import SQLModel
+
+from todo_api.database_url import connect_arguments
+from todo_api.models import Task
+from todo_api.settings import Settings
+
+# Any number no other program locks by. Transaction-level locks and settings also hold through a transaction pooler.
+_LOCK = 0x746F646F
+# How long a second migration waits for the first, and how long a change of the schema may hold up the traffic that
+# queues behind it.
+_WAIT_FOR_OTHERS = "SET LOCAL lock_timeout = '60s'"
+_WAIT_FOR_TABLES = "SET LOCAL lock_timeout = '5s'"
+
+
+def _migrate(connection: Connection) -> None:
+    context.configure(
+        connection=connection,
+        target_metadata=SQLModel.metadata,
+        # Better Auth's tables share the database; "user" is theirs too, wherever it came from.
+        include_name=lambda name, kind, _: kind != "table" or name == Task.__tablename__,
+        include_object=lambda _object, name, kind, _reflected, _compared: kind != "table" or name == Task.__tablename__,
+        autogenerate_plugins=["alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"],
+        compare_server_default=True,
+    )
+    with context.begin_transaction():
+        connection.execute(text(_WAIT_FOR_OTHERS))
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+        connection.execute(text(_WAIT_FOR_TABLES))
+        context.run_migrations()
+
+
+async def _run() -> None:
+    settings: Settings = context.config.attributes.get("settings") or Settings.read()
+    url = settings.database_url_unpooled or settings.database_url
+    arguments = connect_arguments(url.get_secret_value())
+
+    async def connect() -> asyncpg.Connection:
+        return await asyncpg.connect(**arguments)
+
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool)
+    async with engine.connect() as connection:
+        await connection.run_sync(_migrate)
+
+
+asyncio.run(_run())

@@ -1,0 +1,93 @@
+"""The six operations. Their docstrings are the API's documentation."""
+
+import json
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic.alias_generators import to_camel
+
+from todo_api.auth import OwnTasks, own_tasks
+from todo_api.inputs import NewTask, StatusFilter, TaskChanges, TaskId
+from todo_api.models import TaskPublic
+from todo_api.openapi import STATUS_PARAMETER, body_of, errors
+
+# Depended on here as well, so that an operation added later is guarded before anyone remembers to.
+router = APIRouter(
+    prefix="/api/{user_id}/tasks",
+    tags=["tasks"],
+    dependencies=[Depends(own_tasks)],
+    generate_unique_id_function=lambda route: to_camel(route.name),
+)
+
+
+class TaskResponse(Response):
+    """JSON text, sent as the database wrote it."""
+
+    media_type = "application/json"
+
+
+_LOCATION: dict[int | str, dict[str, Any]] = {
+    201: {"headers": {"Location": {"description": "The task's path.", "required": True, "schema": {"type": "string"}}}}
+}
+
+
+@router.get(
+    "", response_model=list[TaskPublic], responses=errors(400), openapi_extra={"parameters": [STATUS_PARAMETER]}
+)
+async def list_tasks(tasks: OwnTasks, status: StatusFilter) -> Response:
+    """List your tasks, newest first.
+
+    The whole list comes back, never a part of it; `[]` when it is empty. `status` keeps only the tasks in that status.
+    """
+    return TaskResponse(await tasks.list(status))
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=TaskPublic,
+    responses=errors(400, 413) | _LOCATION,
+    openapi_extra=body_of("TaskCreate"),
+)
+async def create_task(tasks: OwnTasks, task: NewTask, request: Request) -> Response:
+    """Create a task; it starts `incomplete`.
+
+    Texts are stored exactly as sent. Unknown fields are ignored, `id`, `user_id` and `status` among them.
+    """
+    created = await tasks.create(task)
+    owner = quote(request.path_params["user_id"], safe="")
+    location = f"{quote(request.scope.get('root_path', ''))}/api/{owner}/tasks/{json.loads(created)['id']}"
+    return TaskResponse(created, status_code=201, headers={"Location": location})
+
+
+@router.get("/{id}", response_model=TaskPublic, responses=errors(400))
+async def get_task(task_id: TaskId, tasks: OwnTasks) -> Response:
+    """Get one of your tasks."""
+    return TaskResponse(await tasks.get(task_id))
+
+
+@router.put("/{id}", response_model=TaskPublic, responses=errors(400, 413), openapi_extra=body_of("TaskUpdate"))
+async def update_task(task_id: TaskId, tasks: OwnTasks, changes: TaskChanges) -> Response:
+    """Change the fields that are present: `title`, `description` or `status`, at least one.
+
+    Absent fields keep their values, and null clears the description. `status` is the way to reopen a task. Of
+    concurrent updates the last one wins, field by field.
+    """
+    return TaskResponse(await tasks.update(task_id, changes))
+
+
+@router.delete("/{id}", status_code=204, responses=errors(400))
+async def delete_task(task_id: TaskId, tasks: OwnTasks) -> Response:
+    """Delete one of your tasks. A second time it is not found."""
+    await tasks.delete(task_id)
+    return Response(status_code=204)
+
+
+@router.patch("/{id}/complete", response_model=TaskPublic, responses=errors(400))
+async def complete_task(task_id: TaskId, tasks: OwnTasks) -> Response:
+    """Set a task to `complete`.
+
+    Repeating it changes nothing, `updated_at` included, so it is safe to retry. A body is ignored.
+    """
+    return TaskResponse(await tasks.complete(task_id))
