@@ -1,0 +1,78 @@
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.api import BearerIsIdentity, CheckedClient, Person, PersonMaker, new_account
+from tests.postgres import migrated_database, new_database, settings_for, temporary_server
+from todo_api.main import create_app
+from todo_api.settings import Settings
+
+SERVER = "TODO_TEST_SERVER"
+_running = ExitStack()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start one server for the whole run, before any worker."""
+    for name in Settings.model_fields:
+        os.environ.pop(name.upper(), None)
+    if not hasattr(config, "workerinput"):
+        os.environ[SERVER] = _running.enter_context(temporary_server())
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        _running.close()
+
+
+@pytest.fixture(scope="session")
+def server() -> str:
+    """The URL of a PostgreSQL server where databases can be made."""
+    return os.environ[SERVER]
+
+
+@pytest.fixture(scope="session")
+def worker() -> str:
+    """A name that parallel runs of the same test do not share."""
+    return os.environ.get("PYTEST_XDIST_WORKER", "main")
+
+
+@pytest.fixture(scope="session")
+def database_url(server: str, worker: str) -> str:
+    """The URL of a migrated database that the tests of this worker share, each as users nobody else is."""
+    return migrated_database(server, f"todo_{worker}")
+
+
+@pytest.fixture
+def empty_database(server: str, worker: str) -> str:
+    """The URL of a database without any table."""
+    return new_database(server, f"empty_{worker}")
+
+
+@pytest.fixture(scope="session")
+def settings(database_url: str) -> Settings:
+    return settings_for(database_url, cors_origins="https://app.example.com")
+
+
+@pytest.fixture(scope="session")
+def client(settings: Settings) -> Iterator[CheckedClient]:
+    """The application with an identity that the tests choose."""
+    with CheckedClient(create_app(settings, BearerIsIdentity())) as client:
+        yield client
+
+
+@pytest.fixture
+def person(client: CheckedClient, database_url: str) -> PersonMaker:
+    """Make users."""
+    return lambda user_id=None: Person(client, database_url, new_account(database_url, user_id))
+
+
+@pytest.fixture
+def alice(person: PersonMaker) -> Person:
+    return person()
+
+
+@pytest.fixture
+def bob(person: PersonMaker) -> Person:
+    return person()
