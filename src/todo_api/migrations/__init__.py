@@ -7,6 +7,11 @@ from sqlalchemy.exc import DBAPIError
 from todo_api.errors import MigrationError
 from todo_api.settings import Settings
 
+# How long a second migration waits for the first, and how long a change of the schema may hold up the traffic that
+# queues behind it.
+TURN_SECONDS = 60.0
+LOCK_SECONDS = 5.0
+
 
 def migrate(settings: Settings) -> None:
     """Bring the database up to the newest schema, through `DATABASE_URL_UNPOOLED` where there is one.

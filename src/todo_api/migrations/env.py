@@ -9,16 +9,18 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 from sqlmodel import SQLModel
 
+from todo_api import migrations
 from todo_api.database_url import connect_arguments
 from todo_api.models import Task
 from todo_api.settings import Settings
 
 # Any number no other program locks by. Transaction-level locks and settings also hold through a transaction pooler.
 _LOCK = 0x746F646F
-# How long a second migration waits for the first, and how long a change of the schema may hold up the traffic that
-# queues behind it.
-_WAIT_FOR_OTHERS = "SET LOCAL lock_timeout = '60s'"
-_WAIT_FOR_TABLES = "SET LOCAL lock_timeout = '5s'"
+_SET_LOCK_TIMEOUT = text("SELECT set_config('lock_timeout', :milliseconds, true)")
+
+
+def _wait_for_locks(connection: Connection, seconds: float) -> None:
+    connection.execute(_SET_LOCK_TIMEOUT, {"milliseconds": f"{seconds * 1000:.0f}"})
 
 
 def _migrate(connection: Connection) -> None:
@@ -32,9 +34,9 @@ def _migrate(connection: Connection) -> None:
         compare_server_default=True,
     )
     with context.begin_transaction():
-        connection.execute(text(_WAIT_FOR_OTHERS))
+        _wait_for_locks(connection, migrations.TURN_SECONDS)
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-        connection.execute(text(_WAIT_FOR_TABLES))
+        _wait_for_locks(connection, migrations.LOCK_SECONDS)
         context.run_migrations()
 
 
