@@ -20,7 +20,7 @@ def error_response(status: int, message: str, headers: Mapping[str, str] | None 
 
 def crash_response(request: Request, error: Exception) -> JSONResponse:
     """Answer a fault of the service: the log gets its cause, the client learns nothing."""
-    logger.error("%s crashed", request.state.request_id, exc_info=error)
+    logger.error("%s crashed", request.scope.get("state", {}).get("request_id", "-"), exc_info=error)
     return error_response(500, "Internal server error")
 
 
@@ -53,6 +53,7 @@ async def _http_exception(request: Request, error: Exception) -> JSONResponse:
 
 def add_error_handlers(app: FastAPI) -> None:
     """Map every error that the application raises to its answer."""
+    app.add_exception_handler(Exception, crash_response)  # only reached by a crash outside the middleware
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(DatabaseUnavailable, _database_unavailable)
     app.add_exception_handler(HTTPException, _http_exception)

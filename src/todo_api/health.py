@@ -1,14 +1,18 @@
 """Whether the process serves, and whether its database does."""
 
+import logging
+
 from fastapi import APIRouter, Request
 from sqlalchemy import Text, false, func, inspect
+from sqlalchemy.exc import DBAPIError
 from sqlmodel import cast, select
 from starlette.responses import JSONResponse, Response
 
 from todo_api.error_handlers import error_response
-from todo_api.errors import ApiError
+from todo_api.errors import DatabaseUnavailable
 from todo_api.models import Task
 
+logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/health", include_in_schema=False)
 # Names every column this version uses, so that a newer schema is fine and an older one is not.
 _READY = select(cast(func.count(), Text)).select_from(select(*inspect(Task).columns).where(false()).subquery())
@@ -25,6 +29,7 @@ async def ready(request: Request) -> Response:
     """Tell whether the database answers with the schema this version needs."""
     try:
         await request.app.state.database.run(_READY, {})
-    except ApiError:
+    except (DatabaseUnavailable, DBAPIError) as error:
+        logger.warning("%s not ready: %r", request.state.request_id, error.__cause__)
         return error_response(503, "Service is not ready")
     return JSONResponse({"status": "ok"})

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.authentication import AuthenticationBackend
 from starlette.routing import Route
 
@@ -42,6 +43,8 @@ def create_app(settings: Settings | None = None, auth_backend: AuthenticationBac
     )
     for route in app.routes:
         assert isinstance(route, Route)
+        if not isinstance(route, APIRoute):
+            route.methods = {"GET"}  # FastAPI's own pages: Starlette adds HEAD
         # Python's $ also matches before a line break at the end; a path with one is another path.
         route.path_regex = re.compile(route.path_regex.pattern.removesuffix("$") + r"\Z")
     add_error_handlers(app)
