@@ -15,6 +15,7 @@ from tests.openapi import Document
 from tests.postgres import sql
 
 JSON = {"Content-Type": "application/json"}
+NEW_ACCOUNT = 'INSERT INTO "user" (id, name, email, "emailVerified") VALUES ($1, $1, $1, true)'
 
 
 class BearerIsIdentity(AuthenticationBackend):
@@ -74,11 +75,7 @@ class Person:
 def new_account(database_url: str, user_id: str | None = None) -> str:
     """Make an account as the authentication layer would, and return its id."""
     user_id = user_id or uuid.uuid4().hex
-    sql(
-        database_url,
-        'INSERT INTO "user" (id, name, email, "emailVerified") VALUES ($1, $1, $1, true)',
-        user_id,
-    )
+    sql(database_url, NEW_ACCOUNT, user_id)
     return user_id
 
 

@@ -1,6 +1,7 @@
 """The service as a process of its own."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,23 +23,42 @@ def free_port() -> int:
         return port
 
 
+class Process:
+    """A command of the project, at work in a directory; what it prints goes to a file there."""
+
+    def __init__(self, *command: str, environment: Mapping[str, str], cwd: Path) -> None:
+        self._output = cwd / "output"
+        with self._output.open("w") as output:
+            self._popen = subprocess.Popen(
+                [str(BIN / command[0]), *command[1:]],
+                env={**os.environ, **environment},
+                cwd=cwd,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def output(self) -> str:
+        """Read what it has printed so far."""
+        return self._output.read_text()
+
+    def has_ended(self) -> bool:
+        """Tell whether it runs no more."""
+        return self._popen.poll() is not None
+
+    def stop(self, by: signal.Signals = signal.SIGTERM) -> int:
+        """Ask it to end, if it has not ended, and return its exit code."""
+        self._popen.send_signal(by)
+        return self._popen.wait(timeout=20)
+
+
 @contextmanager
-def process(*command: str, environment: Mapping[str, str], cwd: Path) -> Iterator[subprocess.Popen[str]]:
-    """Run a command of the project and end it by SIGTERM if it has not ended."""
-    path = [str(BIN / command[0]), *command[1:]]
-    with subprocess.Popen(
-        path,
-        env={**os.environ, **environment},
-        cwd=cwd,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    ) as running:
-        try:
-            yield running
-        finally:
-            running.terminate()
-            running.communicate(timeout=20)
+def process(*command: str, environment: Mapping[str, str], cwd: Path) -> Iterator[Process]:
+    """Run a command of the project, and end it by SIGTERM if it has not ended."""
+    running = Process(*command, environment=environment, cwd=cwd)
+    try:
+        yield running
+    finally:
+        running.stop()
 
 
 @contextmanager
@@ -52,11 +72,11 @@ def uvicorn(environment: Mapping[str, str], cwd: Path, *options: str) -> Iterato
         yield url
 
 
-def wait_for(url: str, server: subprocess.Popen[str], seconds: float = 20) -> None:
+def wait_for(url: str, server: Process, seconds: float = 20) -> None:
     """Wait until the service answers."""
     deadline = time.monotonic() + seconds
     while True:
-        assert server.poll() is None, server.stdout and server.stdout.read()
+        assert not server.has_ended(), server.output()
         assert time.monotonic() < deadline, f"{url} does not answer"
         try:
             httpx2.get(f"{url}/health/live")

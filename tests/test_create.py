@@ -59,7 +59,7 @@ def test_the_description_may_be_absent_or_null(alice: Person) -> None:
 
 def test_unknown_fields_are_ignored(alice: Person) -> None:
     task = alice.create(
-        "Mine", id=1, user_id="bob", status="complete", created_at="1999", priority=[1], nested={"a": 0}
+        "Mine", id=1, user_id="bob", status="complete", created_at="1999", priority=[1.5], nested={"a": 0}
     )
 
     assert (task["user_id"], task["status"]) == (alice.id, "incomplete")

@@ -1,11 +1,9 @@
 """`todo-api dev`: an identity that believes what it is told, and a database whose data stays."""
 
 import http.client
-import os
 import signal
 import socket
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,8 @@ import pytest
 
 from tests.api import CheckedClient, error
 from tests.postgres import sql
-from tests.serving import BIN, free_port, process, wait_for
+from tests.serving import Process, free_port, process, wait_for
+from todo_api import cli
 from todo_api.dev import DevelopmentIdentity
 from todo_api.main import create_app
 from todo_api.settings import Settings
@@ -83,7 +82,7 @@ class TestDevelopmentIdentity:
 
 
 @contextmanager
-def developing(data: Path, **environment: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+def developing(data: Path, **environment: str) -> Iterator[tuple[str, Process]]:
     """Run `todo-api dev` in its own empty working directory."""
     port = str(free_port())
     environment = {"PORT": port, "DATA_DIR": str(data), **environment}
@@ -91,14 +90,6 @@ def developing(data: Path, **environment: str) -> Iterator[tuple[str, "subproces
         url = f"http://127.0.0.1:{port}"
         wait_for(url, server)
         yield url, server
-
-
-def stop(server: "subprocess.Popen[str]", number: signal.Signals) -> str:
-    """Send a signal, wait for a clean end and return what was printed."""
-    server.send_signal(number)
-    output, _ = server.communicate(timeout=20)
-    assert server.returncode == 0, output
-    return output
 
 
 def test_tasks_outlive_the_service_and_its_database(tmp_path: Path) -> None:
@@ -111,8 +102,9 @@ def test_tasks_outlive_the_service_and_its_database(tmp_path: Path) -> None:
             created = httpx2.post(f"{url}/api/alice/tasks", headers=alice, json={"title": number.name})
             tasks = [created.json(), *tasks]
             database = int((data / "postgres" / "postmaster.pid").read_text().partition("\n")[0])
-            output = stop(server, number)
+            assert server.stop(number) == 0, server.output()
 
+        output = server.output()
         assert not (data / "postgres" / "postmaster.pid").exists()
         assert not is_running(database)
         assert "Traceback" not in output
@@ -149,22 +141,32 @@ def test_only_this_machine_is_listened_to_and_a_front_end_on_it_allowed(tmp_path
             socket.create_connection(("127.0.0.2", int(url.rpartition(":")[2])), timeout=5)
 
 
-def refusal(data: Path, **environment: str) -> str:
-    environment = {**os.environ, "PORT": str(free_port()), "DATA_DIR": str(data), **environment}
-    ended = subprocess.run(
-        [BIN / "todo-api", "dev"], env=environment, cwd=data.parent, capture_output=True, text=True, check=False
-    )
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr.count("\n") == 1
-    return ended.stderr
+@pytest.fixture
+def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
+    """Run `todo-api dev` here, where it must not start, and return what it says."""
+
+    def refusal(data: Path, **environment: str) -> str:
+        with monkeypatch.context() as changed:
+            for name, value in {"PORT": str(free_port()), "DATA_DIR": str(data), **environment}.items():
+                changed.setenv(name, value)
+            assert cli.main(["dev"]) == 1
+        said = capsys.readouterr()
+        assert (said.out, said.err.count("\n")) == ("", 1)
+        return said.err
+
+    terminate = signal.getsignal(signal.SIGTERM)
+    yield refusal
+    signal.signal(signal.SIGTERM, terminate)
 
 
-def test_what_keeps_it_from_starting_is_a_sentence_and_touches_no_other_server(tmp_path: Path) -> None:
+def test_what_keeps_it_from_starting_is_a_sentence_and_touches_no_other_server(
+    tmp_path: Path, refusal: Callable[..., str]
+) -> None:
     data = tmp_path / "data"
     with developing(data) as (url, _):
         port = url.rpartition(":")[2]
         assert refusal(data, PORT=port) == f"PORT {port} cannot be listened on: Address already in use.\n"
         assert refusal(data) == f"DATA_DIR {data} is in use by another process.\n"
-        assert refusal(data / "postgres" / "PG_VERSION").startswith("DATA_DIR ")
+        assert refusal(tmp_path / "output").startswith(f"DATA_DIR {tmp_path / 'output'} cannot be used: ")
         assert refusal(data, AUTH_BACKEND="tests.api:BearerIsIdentity").startswith("AUTH_BACKEND is set, and the dev")
         assert httpx2.get(f"{url}/health/ready").status_code == 200

@@ -121,8 +121,6 @@ def serve() -> None:
     settings = Settings.read(database_url="postgresql://unused/unused", database_url_unpooled=None)
     if settings.auth_backend is not None:
         raise SettingsError("AUTH_BACKEND is set, and the development identity never works beside it: unset one.")
-    logging.basicConfig(format="%(levelname)s %(message)s")
-    logging.getLogger("todo_api").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # The port first: a second server that finds it taken must not touch the database of the first.
     with _listen(settings.port) as listener, embedded_postgres(settings.data_dir) as url:
@@ -130,6 +128,8 @@ def serve() -> None:
             update={"database_url": SecretStr(url), "cors_origins": settings.cors_origins or ORIGINS}
         )
         migrate(settings)
+        logging.basicConfig(format="%(levelname)s %(message)s")
+        logging.getLogger("todo_api").setLevel(logging.INFO)
         app = create_app(settings, DevelopmentIdentity())
         print(_banner(settings), flush=True)
         uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning")).run(sockets=[listener])

@@ -12,9 +12,6 @@ class ApiError(Exception):
     status: ClassVar[int]
     message: str
 
-    def __str__(self) -> str:
-        return self.message
-
 
 class Unauthorized(ApiError):
     """Nobody is known to be asking, or somebody who has no account."""

@@ -43,7 +43,7 @@ _EXAMPLE: dict[str, Any] = {
     "id": 7,
     "user_id": "u1",
     "title": "Buy milk",
-    "description": None,
+    "description": "Two litres",
     "status": "incomplete",
     "created_at": "2026-11-23T09:30:00.123456Z",
     "updated_at": "2026-11-23T09:30:00.123456Z",
