@@ -15,7 +15,7 @@ run: $(VENV)/ready ## serve on 127.0.0.1:$PORT (default 8000) with an embedded P
 	@exec $(BIN)/todo-api dev
 
 test: $(VENV)/ready ## run the whole test suite, on real PostgreSQL
-	$(BIN)/pytest --numprocesses 2 --cov --cov-report=term
+	$(BIN)/pytest --numprocesses 2 --dist worksteal --cov --cov-report=term
 
 check: $(VENV)/ready ## check format, lint, types, locked requirements, and that models and migrations agree
 	$(BIN)/ruff format --check

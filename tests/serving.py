@@ -62,10 +62,10 @@ def process(*command: str, environment: Mapping[str, str], cwd: Path) -> Iterato
 
 
 @contextmanager
-def uvicorn(environment: Mapping[str, str], cwd: Path, *options: str) -> Iterator[str]:
+def uvicorn(environment: Mapping[str, str], cwd: Path, *, application: str = "todo_api.main:app") -> Iterator[str]:
     """Serve `todo_api.main:app` as production does, and yield the URL it answers at."""
     port = free_port()
-    command = ("uvicorn", "todo_api.main:app", "--port", str(port), "--no-access-log", *options)
+    command = ("uvicorn", application, "--port", str(port), "--no-access-log")
     with process(*command, environment=environment, cwd=cwd) as server:
         url = f"http://127.0.0.1:{port}"
         wait_for(url, server)

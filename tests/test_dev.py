@@ -124,21 +124,37 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_only_this_machine_is_listened_to_and_a_front_end_on_it_allowed(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("development") / "data"
+
+
+@pytest.fixture(scope="module")
+def url(data: Path) -> Iterator[str]:
     # What the environment says of a database is meant for production.
-    with developing(tmp_path / "data", DATABASE_URL="nonsense", DATABASE_URL_UNPOOLED="postgresql://no/thing") as (
-        url,
-        _,
-    ):
-        answer = httpx2.get(f"{url}/api/alice/tasks", headers={"Origin": "http://localhost:3000"})
-        assert answer.status_code == 401
-        assert answer.headers["access-control-allow-origin"] == "http://localhost:3000"
-        connection = http.client.HTTPConnection(url.removeprefix("http://"))
-        connection.request("GET", "/api/nobody/tasks", headers={"Authorization": b"Bearer not utf-8: \xff"})
-        assert connection.getresponse().status == 401
-        connection.close()
-        with pytest.raises(OSError, match=r"refused|unreachable"):
-            socket.create_connection(("127.0.0.2", int(url.rpartition(":")[2])), timeout=5)
+    with developing(data, DATABASE_URL="nonsense", DATABASE_URL_UNPOOLED="postgresql://no/thing") as (url, _):
+        yield url
+
+
+def test_a_front_end_on_this_machine_is_allowed(url: str) -> None:
+    answer = httpx2.get(f"{url}/api/alice/tasks", headers={"Origin": "http://localhost:3000"})
+
+    assert answer.status_code == 401
+    assert answer.headers["access-control-allow-origin"] == "http://localhost:3000"
+
+
+def test_only_this_machine_is_listened_to(url: str) -> None:
+    with pytest.raises(OSError, match=r"refused|unreachable"):
+        socket.create_connection(("127.0.0.2", int(url.rpartition(":")[2])), timeout=5)
+
+
+def test_a_token_that_is_no_text_is_nobodys(url: str) -> None:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"))
+
+    connection.request("GET", "/api/nobody/tasks", headers={"Authorization": b"Bearer \xff"})
+
+    assert connection.getresponse().status == 401
+    connection.close()
 
 
 @pytest.fixture
@@ -146,10 +162,9 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     """Run `todo-api dev` here, where it must not start, and return what it says."""
 
     def refusal(data: Path, **environment: str) -> str:
-        with monkeypatch.context() as changed:
-            for name, value in {"PORT": str(free_port()), "DATA_DIR": str(data), **environment}.items():
-                changed.setenv(name, value)
-            assert cli.main(["dev"]) == 1
+        for name, value in {"PORT": str(free_port()), "DATA_DIR": str(data), **environment}.items():
+            monkeypatch.setenv(name, value)
+        assert cli.main(["dev"]) == 1
         said = capsys.readouterr()
         assert (said.out, said.err.count("\n")) == ("", 1)
         return said.err
@@ -159,14 +174,14 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     signal.signal(signal.SIGTERM, terminate)
 
 
-def test_what_keeps_it_from_starting_is_a_sentence_and_touches_no_other_server(
-    tmp_path: Path, refusal: Callable[..., str]
+def test_what_keeps_a_second_one_from_starting_is_a_sentence_and_stops_nothing_of_the_first(
+    data: Path, url: str, refusal: Callable[..., str]
 ) -> None:
-    data = tmp_path / "data"
-    with developing(data) as (url, _):
-        port = url.rpartition(":")[2]
-        assert refusal(data, PORT=port) == f"PORT {port} cannot be listened on: Address already in use.\n"
-        assert refusal(data) == f"DATA_DIR {data} is in use by another process.\n"
-        assert refusal(tmp_path / "output").startswith(f"DATA_DIR {tmp_path / 'output'} cannot be used: ")
-        assert refusal(data, AUTH_BACKEND="tests.api:BearerIsIdentity").startswith("AUTH_BACKEND is set, and the dev")
-        assert httpx2.get(f"{url}/health/ready").status_code == 200
+    port = url.rpartition(":")[2]
+
+    assert refusal(data, PORT=port) == f"PORT {port} cannot be listened on: Address already in use.\n"
+    assert refusal(data) == f"DATA_DIR {data} is in use by another process.\n"
+    file = data.parent / "output"
+    assert refusal(file).startswith(f"DATA_DIR {file} cannot be used: ")
+    assert refusal(data, AUTH_BACKEND="tests.api:BearerIsIdentity").startswith("AUTH_BACKEND is set, and the dev")
+    assert httpx2.get(f"{url}/health/ready").status_code == 200

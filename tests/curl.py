@@ -1,0 +1,29 @@
+"""As much of curl as the README uses: the tests need nothing but Python."""
+
+import argparse
+import shlex
+
+import httpx2
+
+_parser = argparse.ArgumentParser(prog="curl")
+_parser.add_argument("-i", dest="show_head", action="store_true")
+_parser.add_argument("-X", dest="method")
+_parser.add_argument("-H", dest="headers", action="append", default=[])
+_parser.add_argument("-d", dest="body")
+_parser.add_argument("url")
+
+
+def curl(command: str) -> tuple[list[str], str]:
+    """Run a curl command; return the lines of the answer's head where it asks for them, and the body."""
+    name, *arguments = shlex.split(command.replace("\\\n", ""))
+    assert name == "curl"
+    options = _parser.parse_args(arguments)
+    answer = httpx2.request(
+        options.method or ("GET" if options.body is None else "POST"),
+        options.url,
+        headers=[tuple(header.split(": ", 1)) for header in options.headers],
+        content=options.body and options.body.encode(),
+    )
+    head = [f"HTTP/1.1 {answer.status_code} {answer.reason_phrase}"]
+    head += [f"{name}: {value}" for name, value in answer.headers.items()]
+    return head if options.show_head else [], answer.text
