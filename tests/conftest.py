@@ -52,7 +52,7 @@ def empty_database(server: str, worker: str) -> str:
 
 @pytest.fixture(scope="session")
 def settings(database_url: str) -> Settings:
-    return settings_for(database_url, cors_origins="https://app.example.com")
+    return settings_for(database_url, cors_origins="https://app.example.com", pool_size=4)
 
 
 @pytest.fixture(scope="session")

@@ -45,10 +45,14 @@ class Process:
         """Tell whether it runs no more."""
         return self._popen.poll() is not None
 
+    def wait(self) -> int:
+        """Wait until it ends by itself and return its exit code."""
+        return self._popen.wait(timeout=20)
+
     def stop(self, by: signal.Signals = signal.SIGTERM) -> int:
         """Ask it to end, if it has not ended, and return its exit code."""
         self._popen.send_signal(by)
-        return self._popen.wait(timeout=20)
+        return self.wait()
 
 
 @contextmanager

@@ -219,8 +219,15 @@ def test_any_other_identity_is_somebodys(settings: Settings, identity: str) -> N
         assert client.get("/api/someone/tasks").status_code == 404
 
 
-def test_a_user_who_is_not_authenticated_is_nobody(settings: Settings) -> None:
-    with TestClient(create_app(settings, Anyone(UnauthenticatedUser()))) as client:
+class Named(UnauthenticatedUser):
+    """Knows who it would be."""
+
+    identity = "alice"
+
+
+@pytest.mark.parametrize("user", [UnauthenticatedUser(), Named()])
+def test_a_user_who_is_not_authenticated_is_nobody(settings: Settings, user: BaseUser) -> None:
+    with TestClient(create_app(settings, Anyone(user))) as client:
         assert client.get("/api/alice/tasks").status_code == 401
 
 

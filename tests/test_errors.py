@@ -88,7 +88,7 @@ def test_a_crash_is_a_500_with_everything_and_its_cause_is_logged(
 ) -> None:
     app = create_app(settings, BearerIsIdentity())
 
-    async def crash(*_: object) -> str:
+    async def crash(*_: object, **__: object) -> str:
         raise ZeroDivisionError("the cause")
 
     app.state.database.run = crash
@@ -137,7 +137,7 @@ def test_a_failing_statement_is_a_500_without_its_sql(
 class TestWithoutADatabase:
     @pytest.fixture
     def client(self) -> CheckedClient:
-        settings = settings_for(NOWHERE, cors_origins=ORIGIN)
+        settings = settings_for(NOWHERE, cors_origins=ORIGIN, wake_seconds=0)
         return CheckedClient(create_app(settings, BearerIsIdentity()))
 
     @pytest.fixture

@@ -1,5 +1,6 @@
 """Wires the application. Importing this module does nothing until its `app` is asked for."""
 
+import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator
@@ -18,6 +19,7 @@ from todo_api.error_handlers import add_error_handlers
 from todo_api.errors import SettingsError
 from todo_api.openapi import TodoAPI
 from todo_api.settings import Settings
+from todo_api.tasks import STATEMENTS
 
 
 def create_app(settings: Settings | None = None, auth_backend: AuthenticationBackend | None = None) -> FastAPI:
@@ -55,8 +57,12 @@ def create_app(settings: Settings | None = None, auth_backend: AuthenticationBac
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    database: Database = app.state.database
+    warming = asyncio.create_task(database.warm(STATEMENTS))  # the service starts whether or not the database is there
     yield
-    await app.state.database.close()
+    warming.cancel()
+    await asyncio.wait([warming])
+    await database.close()
 
 
 def __getattr__(name: str) -> FastAPI:

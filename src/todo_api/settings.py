@@ -18,6 +18,7 @@ _EXPECTED = {
     "AUTH_BACKEND": "an import string like package.module:name",
     "CORS_ORIGINS": "origins like https://app.example.com, separated by commas",
     "POOL_SIZE": "a whole number from 1 to 1000",
+    "WAKE_SECONDS": "a number of seconds from 0 to 60",
     "DATA_DIR": "a path to a directory",
     "PORT": "a port number from 1 to 65535",
 }
@@ -47,6 +48,7 @@ class Settings(BaseSettings):
     auth_backend: Annotated[str, StringConstraints(pattern=r"^[\w.]+:[\w.]+$")] | None = None
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     pool_size: Annotated[int, Field(ge=1, le=1000)] = 10
+    wake_seconds: Annotated[float, Field(ge=0, le=60)] = 10
     data_dir: Path = Path(".data")
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
 

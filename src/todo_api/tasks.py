@@ -14,6 +14,7 @@ from sqlalchemy import (
     Boolean,
     ColumnElement,
     Executable,
+    Select,
     Subquery,
     Text,
     and_,
@@ -61,11 +62,11 @@ def _json(rows: CTE | Subquery) -> ColumnElement[Any]:
     return func.row_to_json(rows.table_valued())
 
 
-def _one(rows: CTE) -> Executable:
+def _one(rows: CTE) -> Select[Any]:
     return select(cast(_json(rows), Text))
 
 
-def _list(*conditions: ColumnElement[bool]) -> Executable:
+def _list(*conditions: ColumnElement[bool]) -> Select[Any]:
     rows = select(*_answer).where(_own_tasks, *conditions).order_by(col(Task.id).desc()).subquery("task")
     return select(cast(func.coalesce(func.json_agg(_json(rows)), literal_column("'[]'")), Text))
 
@@ -109,6 +110,8 @@ _COMPLETE = _one(
 )
 _DELETE = _one(delete(Task).where(_own_task).returning(col(Task.id)).cte("task"))
 
+STATEMENTS = (_LIST, _LIST_BY_STATUS, _GET, _CREATE, _UPDATE, _COMPLETE, _DELETE)
+
 
 class TaskStore:
     """The tasks of one owner, as JSON text. No other task can be seen or touched through it.
@@ -123,8 +126,8 @@ class TaskStore:
     async def list(self, status: Status | None) -> str:
         """List the tasks, newest first; only those in one status, if one is given."""
         if status is None:
-            return await self._run(_LIST)
-        return await self._run(_LIST_BY_STATUS, status=status)
+            return await self._run(_LIST, repeatable=True)
+        return await self._run(_LIST_BY_STATUS, repeatable=True, status=status)
 
     async def create(self, task: TaskCreate) -> str:
         """Create a task; raise `Unauthorized` if the owner has no account."""
@@ -132,7 +135,7 @@ class TaskStore:
 
     async def get(self, task_id: int) -> str:
         """Get one task."""
-        return await self._run(_GET, task_id=task_id)
+        return await self._run(_GET, repeatable=True, task_id=task_id)
 
     async def update(self, task_id: int, changes: TaskUpdate) -> str:
         """Change the fields that `changes` holds, and no others."""
@@ -147,14 +150,14 @@ class TaskStore:
 
     async def complete(self, task_id: int) -> str:
         """Set the status to complete; change nothing if it is."""
-        return await self._run(_COMPLETE, task_id=task_id)
+        return await self._run(_COMPLETE, repeatable=True, task_id=task_id)
 
     async def delete(self, task_id: int) -> None:
         """Delete a task."""
         await self._run(_DELETE, task_id=task_id)
 
-    async def _run(self, statement: Executable, **parameters: object) -> str:
-        answer = await self._database.run(statement, {"owner": self._owner, **parameters})
+    async def _run(self, statement: Executable, *, repeatable: bool = False, **parameters: object) -> str:
+        answer = await self._database.run(statement, {"owner": self._owner, **parameters}, repeatable=repeatable)
         if answer is None:
             raise TaskNotFound
         return answer

@@ -1,0 +1,100 @@
+"""What happens to a statement whose connection breaks after it was sent."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.api import Person, error
+from tests.neon.conftest import Neon
+
+
+def writing(person: Person, until: float, name: str) -> tuple[list[str], Counter[int]]:
+    """Create tasks until a moment; return the titles that were acknowledged, and how often each code was answered."""
+    acknowledged, codes = [], Counter[int]()
+    while time.monotonic() < until:
+        title = f"{name} {codes.total()}"
+        answer = person.ask("POST", json={"title": title})
+        codes[answer.status_code] += 1
+        if answer.status_code == 201:
+            acknowledged.append(title)
+        else:
+            assert answer.json() == error("Internal server error")
+    return acknowledged, codes
+
+
+FAULTS: dict[str, Callable[[Neon], None]] = {
+    "pooler killed": lambda neon: neon.bouncer.kill(),
+    "database killed": lambda neon: neon.postgres.kill(),
+    "database stopped": lambda neon: neon.postgres.stop(),
+    "suspended": lambda neon: neon.suspend(wake_seconds=0.3),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+def test_under_eight_writers_nothing_acknowledged_is_lost_and_nothing_applied_twice(
+    pooled: Neon, caplog: pytest.LogCaptureFixture, fault: Callable[[Neon], None]
+) -> None:
+    alice = pooled.serve(pool_size=8)()
+    alice.create("before")
+    end = time.monotonic() + 2.5
+    with ThreadPoolExecutor(8) as threads:
+        writers = [threads.submit(writing, alice, end, str(n)) for n in range(8)]
+        time.sleep(0.4)
+        fault(pooled)
+        time.sleep(0.3)
+        pooled.resume()
+        results = [writer.result() for writer in writers]
+
+    acknowledged = [title for titles, _ in results for title in titles]
+    codes: Counter[int] = sum((codes for _, codes in results), Counter())
+    stored = Counter(task["title"] for task in alice.tasks())
+    assert set(acknowledged) <= set(stored), "acknowledged, but lost"
+    assert max(stored.values()) == 1, "applied twice"
+    assert codes.keys() <= {201, 500}
+    failures = [record.getMessage() for record in caplog.records if "unavailable" in record.getMessage()]
+    assert len(failures) == codes[500]
+    assert all("in the middle of operation" in failure for failure in failures), "only what was in flight may fail"
+    assert codes[201] > 8 * 2
+
+
+REPEATED = [("GET", ""), ("GET", "/{id}"), ("PATCH", "/{id}/complete")]
+
+
+@pytest.mark.parametrize(("method", "path"), REPEATED)
+def test_what_cannot_apply_twice_is_repeated(neon: Neon, method: str, path: str) -> None:
+    alice = neon.serve(pool_size=1)()
+    task = alice.create()
+    alice.ask(method, path.replace("{id}", str(task["id"])))
+    neon.front.lose_next_answer = True
+
+    answer = alice.ask(method, path.replace("{id}", str(task["id"])))
+
+    assert answer.status_code == 200
+    assert not neon.front.lose_next_answer
+
+
+NOT_REPEATED: list[tuple[str, str, Any]] = [
+    ("POST", "", {"title": "new"}),
+    ("PUT", "/{id}", {"title": "new"}),
+    ("DELETE", "/{id}", None),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body"), NOT_REPEATED)
+def test_a_write_whose_acknowledgement_is_lost_was_applied_once_and_says_500(
+    neon: Neon, method: str, path: str, body: Any
+) -> None:
+    alice = neon.serve(pool_size=1)()
+    task = alice.create("old")
+    neon.front.lose_next_answer = True
+
+    answer = alice.ask(method, path.replace("{id}", str(task["id"])), json=body)
+
+    assert (answer.status_code, answer.json()) == (500, error("Internal server error"))
+    assert int(answer.headers["retry-after"]) > 0
+    expected = {"POST": ["new", "old"], "PUT": ["new"], "DELETE": []}[method]
+    assert [row["title"] for row in alice.stored()] == expected

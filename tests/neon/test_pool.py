@@ -1,0 +1,76 @@
+"""The pool: never more than its size, first come first served, and nobody who leaves takes a part of it along."""
+
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx2
+
+from tests.api import new_account
+from tests.neon.conftest import Neon
+from tests.postgres import sql
+from tests.serving import uvicorn
+from tests.test_database import locked
+
+CONNECTED = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+
+def test_the_pool_never_opens_more_than_its_size(direct: Neon) -> None:
+    alice = direct.serve(pool_size=3)()
+
+    with ThreadPoolExecutor(24) as threads:
+        answers = [threads.submit(alice.ask, "GET") for _ in range(300)]
+        while not all(answer.done() for answer in answers):
+            assert sql(direct.direct_url, CONNECTED)[0]["count"] <= 3
+        assert {answer.result().status_code for answer in answers} == {200}
+    assert direct.front.connections == 3
+
+
+def test_a_pooler_that_is_full_is_waited_for(pooled: Neon) -> None:
+    pooled.bouncer.kill()
+    pooled.bouncer.start(pool_size=1, query_wait_timeout=1)
+    alice = pooled.serve(pool_size=2)()
+    alice.create()
+
+    with ThreadPoolExecutor(1) as threads, locked(pooled.url):
+        answer = threads.submit(alice.ask, "POST", json={"title": "waited"})
+        time.sleep(1.5)  # the pooler has given up on it once
+        assert not answer.done()
+
+    assert answer.result().status_code == 201
+    assert [task["title"] for task in alice.tasks()] == ["waited", "Buy milk"]
+
+
+def test_who_came_first_is_served_first(direct: Neon) -> None:
+    alice = direct.serve(pool_size=1)()
+    alice.create()
+
+    with ThreadPoolExecutor(12) as threads:
+        with locked(direct.direct_url):
+            answers = []
+            for n in range(12):
+                answers.append(threads.submit(alice.ask, "POST", json={"title": str(n)}))
+                time.sleep(0.03)
+        assert {answer.result().status_code for answer in answers} == {201}
+
+    assert [task["title"] for task in alice.tasks()] == [*map(str, reversed(range(12))), "Buy milk"]
+
+
+def test_clients_that_leave_take_no_connection_along(direct: Neon, tmp_path: Path) -> None:
+    owner = new_account(direct.direct_url)
+    environment = {"DATABASE_URL": direct.url, "AUTH_BACKEND": "tests.api:BearerIsIdentity", "POOL_SIZE": "2"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    with uvicorn(environment, tmp_path) as url, httpx2.Client(headers={"Authorization": f"Bearer {owner}"}) as client:
+        tasks = f"{url}/api/{owner}/tasks"
+        assert client.get(tasks).json() == []
+        with locked(direct.direct_url):
+            for _ in range(20):
+                with socket.create_connection(("127.0.0.1", urlsplit(url).port or 0)) as leaving:
+                    head = f"GET /api/{owner}/tasks HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {owner}\r\n\r\n"
+                    leaving.sendall(head.encode())
+                    time.sleep(0.01)
+
+        assert [client.post(tasks, json={"title": "x"}).status_code for _ in range(8)] == [201] * 8
+        assert sql(direct.direct_url, CONNECTED)[0]["count"] <= 2

@@ -1,0 +1,79 @@
+"""One round trip for every operation, none for a refused request, and a first request that pays no more."""
+
+import time
+
+import pytest
+
+from tests.neon.conftest import Neon
+from tests.postgres import sql
+
+OPERATIONS = [
+    ("GET", "", None),
+    ("GET", "?status=complete", None),
+    ("POST", "", {"title": "x"}),
+    ("GET", "/{id}", None),
+    ("PUT", "/{id}", {"title": "y"}),
+    ("PUT", "/{id}", {"description": None, "status": "complete"}),
+    ("PATCH", "/{id}/complete", None),
+    ("DELETE", "/{id}", None),
+]
+
+
+def warm(neon: Neon) -> None:
+    """Wait until the connections that the service opens at its start are idle."""
+    deadline = time.monotonic() + 10
+    seen = -1
+    while seen != neon.front.trips or not seen:
+        assert time.monotonic() < deadline
+        seen = neon.front.trips
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize(("method", "path", "body"), OPERATIONS)
+def test_each_operation_is_one_round_trip_from_the_first(
+    neon: Neon, method: str, path: str, body: dict[str, object] | None
+) -> None:
+    alice = neon.serve()()
+    rows = [
+        sql(neon.direct_url, "INSERT INTO tasks (user_id, title) VALUES ($1, 'x') RETURNING id", alice.id)[0]["id"]
+        for _ in range(8)
+    ]
+    warm(neon)
+    opened = neon.front.connections
+
+    for task_id in [*rows, 2**62, 2**62]:
+        before = neon.front.trips
+        answer = alice.ask(method, path.replace("{id}", str(task_id)), json=body)
+        assert neon.front.trips == before + 1
+        assert answer.status_code in (200, 201, 204, 404)
+    assert neon.front.connections == opened == 4
+
+
+def test_a_refused_request_asks_the_database_nothing(neon: Neon) -> None:
+    alice = neon.serve()()
+    warm(neon)
+    before = neon.front.trips
+
+    answers = [
+        alice.client.get(alice.path),
+        alice.client.get("/api/bob/tasks", headers=alice.headers),
+        alice.client.delete("/api/bob/tasks/1", headers=alice.headers),
+        alice.ask("GET", "/0"),
+        alice.ask("GET", "?status=x"),
+        alice.ask("POST", json={}),
+        alice.ask("PUT", "/1", content=b"{"),
+        alice.ask("POST", content=b"x" * 70_000),
+        alice.ask("PUT"),
+        alice.client.get("/health/live"),
+    ]
+
+    assert [answer.status_code for answer in answers] == [401, 404, 404, 400, 400, 400, 400, 413, 405, 200]
+    assert neon.front.trips == before
+
+
+def test_warm_connections_hold_no_transaction_open(neon: Neon) -> None:
+    neon.serve()
+    warm(neon)
+
+    others = "datname = current_database() AND pid <> pg_backend_pid()"
+    assert sql(neon.direct_url, f"SELECT DISTINCT state FROM pg_stat_activity WHERE {others}") == [{"state": "idle"}]
