@@ -1,5 +1,6 @@
 """Hostile requests: each has one specified answer, and none of them changes a task."""
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -166,6 +167,16 @@ def test_nesting_that_is_not_deep_is_accepted(alice: Person, depth: int) -> None
     body = b'{"title": "x", "n": ' + b"[" * depth + b"]" * depth + b"}"
 
     assert alice.ask("POST", content=body, headers=JSON).status_code == 201
+
+
+def test_no_body_takes_long_to_refuse(alice: Person) -> None:
+    hostile = b"[" * 1001 + b'"' + b'\\"' * 31_900
+
+    started = time.monotonic()
+    answer = alice.ask("POST", content=hostile, headers=JSON)
+
+    assert (answer.status_code, answer.json()) == (400, error(NOT_JSON))
+    assert time.monotonic() - started < 1
 
 
 def test_brackets_in_a_text_do_not_nest(alice: Person) -> None:

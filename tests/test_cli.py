@@ -78,6 +78,14 @@ def test_an_unknown_command_is_explained(arguments: list[str], capsys: pytest.Ca
     assert capsys.readouterr().err.startswith("usage: todo-api")
 
 
+def test_the_module_of_the_application_makes_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://me:pa55word@host/db")
+    try:
+        assert main.app is main.app
+    finally:
+        del main.app
+
+
 def test_the_module_of_the_application_makes_nothing_else() -> None:
     with pytest.raises(AttributeError, match="application"):
         _ = main.application

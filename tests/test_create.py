@@ -57,6 +57,13 @@ def test_the_description_may_be_absent_or_null(alice: Person) -> None:
     assert alice.create("three", description="")["description"] == ""
 
 
+@pytest.mark.parametrize("length", ["13", "0013", "0" * 30 + "13"])
+def test_a_length_may_begin_with_zeros(alice: Person, length: str) -> None:
+    answer = alice.ask("POST", content=b'{"title":"x"}', headers={**JSON, "Content-Length": length})
+
+    assert answer.status_code == 201
+
+
 def test_unknown_fields_are_ignored(alice: Person) -> None:
     task = alice.create(
         "Mine", id=1, user_id="bob", status="complete", created_at="1999", priority=[1.5], nested={"a": 0}

@@ -83,8 +83,14 @@ def test_a_file_of_authorities_is_read(tmp_path: Path) -> None:
         ("postgresql://u:p@h:1:2/d", "holds a host or port that cannot be read"),
         ("postgresql://u:p@[::1/d", "cannot be read"),
         ("postgresql://u:p@h/d?sslmode", "cannot be read"),
-        ("postgresql://u:p@h/d?sslmode=on", "holds an sslmode other than disable, allow, prefer, require, verify-ca"),
-        ("postgresql://u:p@h/d?channel_binding=yes", "holds a channel_binding other than disable, prefer, require"),
+        (
+            "postgresql://u:p@h/d?sslmode=on",
+            "holds a value of sslmode other than disable, allow, prefer, require",
+        ),
+        (
+            "postgresql://u:p@h/d?channel_binding=yes",
+            "holds a value of channel_binding other than disable, prefer",
+        ),
         ("postgresql://u:p@h/d?pgbouncer=true", "holds a parameter that is not supported"),
         ("postgresql://u:p@h/d?statement_timeout=5", "holds a parameter that is not supported"),
         (
@@ -92,6 +98,26 @@ def test_a_file_of_authorities_is_read(tmp_path: Path) -> None:
             "asks for channel_binding=require without TLS",
         ),
         ("postgresql://u@/d?host=/tmp&channel_binding=require", "asks for channel_binding=require without TLS"),
+        ("postgresql://u:p@%2Ftmp/d?channel_binding=require", "asks for channel_binding=require without TLS"),
+        ("postgresql:///d?channel_binding=require", "asks for channel_binding=require without TLS"),
+        ("postgresql://u:p@h:99999/d", "holds a host or port that cannot be read"),
+        ("postgresql://u:p@h:0/d", "holds a host or port that cannot be read"),
+        ("postgresql://u:p@h/d?port=5432,x", "holds a host or port that cannot be read"),
+        ("postgresql://u:p@a..b/d", "holds a host or port that cannot be read"),
+        (f"postgresql://u:p@{'x' * 64}/d", "holds a host or port that cannot be read"),
+        ("postgresql://u:p@h/d?client_encoding=latin1", "holds a parameter that is not supported"),
+        ("postgresql://u:p@h/d?sslnegotiation=quick", "holds a value of sslnegotiation other than postgres, direct"),
+        ("postgresql://u:p@h/d?sslnegotiation=direct", "asks for sslnegotiation=direct, which needs sslmode=require"),
+        ("postgresql://u:p@h/d?target_session_attrs=any-", "holds a value of target_session_attrs other than any, pri"),
+        ("postgresql://u:p@h/d?ssl_min_protocol_version=3", "holds a value of ssl_min_protocol_version other than TLS"),
+        (
+            "postgresql://u:p@h/d?sslmode=verify-full&sslcert=/c.pem",
+            "asks for full verification together with sslcert, which is not supported",
+        ),
+        (
+            "postgresql://u:p@h/d?channel_binding=require&ssl_min_protocol_version=TLSv1.3",
+            "asks for full verification together with ssl_min_protocol_version, which is not supported",
+        ),
         ("postgresql://u:p@h/d?sslrootcert=system", "asks for sslrootcert=system, which needs sslmode=verify-full"),
     ],
 )

@@ -32,6 +32,8 @@ class TestDevelopmentIdentity:
             (b"Bearer first-seen", "first-seen", "first-seen"),
             (b"bearer   case-and-spaces  ", "case-and-spaces", "case-and-spaces"),
             ("Bearer zoë 🥛".encode(), "zo%C3%AB%20%F0%9F%A5%9B", "zoë 🥛"),
+            ("Bearer voilà".encode(), "voil%C3%A0", "voilà"),
+            ("Bearer Å \t".encode(), "%C3%85", "Å"),
             (b"Bearer a@b.example", "a%40b.example", "a@b.example"),
             (b"Bearer auth0|7", "auth0%7C7", "auth0|7"),
         ],
@@ -96,7 +98,7 @@ def test_tasks_outlive_the_service_and_its_database(tmp_path: Path) -> None:
     data = tmp_path / "data"
     alice = {"Authorization": "Bearer alice"}
     tasks: list[dict[str, Any]] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGHUP):
         with developing(data) as (url, server):
             assert httpx2.get(f"{url}/api/alice/tasks", headers=alice).json() == tasks
             created = httpx2.post(f"{url}/api/alice/tasks", headers=alice, json={"title": number.name})
@@ -112,8 +114,10 @@ def test_tasks_outlive_the_service_and_its_database(tmp_path: Path) -> None:
         assert "FOR DEVELOPMENT ONLY" in output
         assert f"curl -H 'Authorization: Bearer alice' {url}/api/alice/tasks" in output
         assert "POST /api/alice/tasks 201" in output
-    with developing(data) as (url, _):
+    with developing(data) as (url, server):
         assert httpx2.get(f"{url}/api/alice/tasks", headers=alice).json() == tasks
+        assert server.stop(signal.SIGTERM) == 0
+    assert not is_running(database)
 
 
 def is_running(pid: int) -> bool:
@@ -169,9 +173,10 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         assert (said.out, said.err.count("\n")) == ("", 1)
         return said.err
 
-    terminate = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     yield refusal
-    signal.signal(signal.SIGTERM, terminate)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def test_what_keeps_a_second_one_from_starting_is_a_sentence_and_stops_nothing_of_the_first(
@@ -181,6 +186,11 @@ def test_what_keeps_a_second_one_from_starting_is_a_sentence_and_stops_nothing_o
 
     assert refusal(data, PORT=port) == f"PORT {port} cannot be listened on: Address already in use.\n"
     assert refusal(data) == f"DATA_DIR {data} is in use by another process.\n"
+    spaced = data.parent / "my data"
+    assert (
+        refusal(spaced)
+        == f"DATA_DIR {spaced} cannot be used: its whole path may hold letters, digits and ._-+@/ only.\n"
+    )
     file = data.parent / "output"
     assert refusal(file).startswith(f"DATA_DIR {file} cannot be used: ")
     assert refusal(data, AUTH_BACKEND="tests.api:BearerIsIdentity").startswith("AUTH_BACKEND is set, and the dev")

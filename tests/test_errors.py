@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 import pytest
-from starlette.testclient import TestClient
+from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.types import Receive, Scope, Send
 
 from tests.api import BearerIsIdentity, CheckedClient, Person, error
@@ -132,6 +132,16 @@ def test_a_failing_statement_is_a_500_without_its_sql(
     assert "retry-after" not in answer.headers
     assert alice.id not in caplog.text.partition("crashed")[2]
     assert (ready.status_code, ready.json()) == (503, error("Service is not ready"))
+
+
+def test_a_websockets_handshake_has_the_error_shape(settings: Settings) -> None:
+    with (
+        pytest.raises(WebSocketDenialResponse) as denied,
+        TestClient(create_app(settings)).websocket_connect("/api/alice/tasks"),
+    ):
+        pass
+
+    assert (denied.value.status_code, denied.value.json()) == (404, error("Not found"))
 
 
 class TestWithoutADatabase:

@@ -224,6 +224,23 @@ def test_a_migration_waits_for_a_lock_but_not_for_ever(empty_database: str, monk
     assert tables(empty_database) == {"user"}
 
 
+def test_a_newer_schema_is_left_alone_in_one_sentence(empty_database: str) -> None:
+    migrate(settings_for(empty_database))
+    sql(empty_database, "UPDATE alembic_version SET version_num = '9999'")
+
+    with pytest.raises(MigrationError, match=r"^The database's schema is not one that this version can .*9999"):
+        migrate(settings_for(empty_database))
+
+
+def test_a_database_that_cannot_hold_every_text_is_refused(server: str, worker: str) -> None:
+    name = f"latin_{worker}"
+    sql(server, f"DROP DATABASE IF EXISTS {name}")
+    sql(server, f"CREATE DATABASE {name} ENCODING LATIN1 LOCALE 'C' TEMPLATE template0")
+
+    with pytest.raises(MigrationError, match="its encoding has to be UTF8"):
+        migrate(settings_for(server.replace("/postgres?", f"/{name}?")))
+
+
 def test_a_database_that_is_not_there_is_one_sentence() -> None:
     with pytest.raises(MigrationError, match=r"^The database cannot be reached for the migration: \S.*$"):
         migrate(settings_for("postgresql://todo:pa55word@127.0.0.1:1/todo"))

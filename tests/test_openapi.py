@@ -33,6 +33,13 @@ def test_it_is_openapi_3_1(document: dict[str, Any]) -> None:
     assert document["openapi"].startswith("3.1.")
 
 
+def test_its_limits_are_whole_numbers(client: CheckedClient) -> None:
+    text = client.get("/openapi.json").text
+
+    assert text.count('"maximum":9223372036854775807') == 5, "four paths with an id, and a task"
+    assert ".0" not in text.replace('"3.1.0"', "").replace('"0.1.0"', "")
+
+
 def test_its_operations_are_the_six_with_exactly_their_codes(document: dict[str, Any]) -> None:
     described = {
         (path, method): (operation["operationId"], set(operation["responses"]))
@@ -175,7 +182,19 @@ def test_every_character_that_python_calls_blank_is_blank_to_the_schema(document
     assert disagreed == []
 
 
-def test_its_examples_fit_their_schemas(document: dict[str, Any]) -> None:
-    task = document["components"]["schemas"]["TaskPublic"]
+@pytest.mark.parametrize("name", ["TaskPublic", "TaskCreate", "TaskUpdate"])
+def test_its_examples_fit_their_schemas(document: dict[str, Any], name: str) -> None:
+    schema = document["components"]["schemas"][name]
 
-    jsonschema_rs.validate(task, task["example"])
+    jsonschema_rs.validate(schema, schema["example"])
+
+
+@pytest.mark.parametrize(("path", "method"), OPERATIONS)
+def test_its_examples_of_errors_are_ones_that_occur(document: dict[str, Any], path: str, method: str) -> None:
+    def example(code: str) -> str:
+        described: str = responses[code]["content"]["application/json"]["example"]["error"]
+        return described
+
+    responses = operation(document, path, method)["responses"]
+    assert example("404") == ("Task not found" if "{id}" in path else "User not found")
+    assert (example("400") == "Invalid task ID") == ("{id}" in path)

@@ -5,7 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.api import Person
+from tests.api import BearerIsIdentity, CheckedClient, Person
+from tests.postgres import sql
+from todo_api.main import create_app
+from todo_api.settings import Settings
 
 
 def test_update_complete_and_delete_at_once_are_never_a_crash(alice: Person) -> None:
@@ -63,6 +66,21 @@ def test_completing_beside_updates_always_answers_complete(alice: Person, rounds
 
             assert {future.result().json()["status"] for future in completes} == {"complete"}
             assert {future.result().status_code for future in updates} == {200}
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+def test_a_database_of_stricter_isolation_answers_the_same(settings: Settings, alice: Person, isolation: str) -> None:
+    name = sql(alice.database_url, "SELECT current_database() AS name")[0]["name"]
+    sql(alice.database_url, f"ALTER DATABASE {name} SET default_transaction_isolation TO '{isolation}'")
+    try:
+        with CheckedClient(create_app(settings, BearerIsIdentity())) as client, ThreadPoolExecutor(8) as threads:
+            alice.client = client
+            task_id = alice.create()["id"]
+            answers = list(threads.map(lambda n: alice.ask("PUT", f"/{task_id}", json={"title": str(n)}), range(60)))
+    finally:
+        sql(alice.database_url, f"ALTER DATABASE {name} RESET default_transaction_isolation")
+
+    assert Counter(answer.status_code for answer in answers) == {200: 60}
 
 
 def test_two_users_at_once_see_only_their_own(alice: Person, bob: Person) -> None:

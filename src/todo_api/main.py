@@ -71,6 +71,7 @@ def __getattr__(name: str) -> FastAPI:
         raise AttributeError(name)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
-        return create_app()
+        made = globals()["app"] = create_app()  # found here the next time
     except SettingsError as error:
         raise SystemExit(str(error)) from None
+    return made

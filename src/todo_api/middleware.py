@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from todo_api.error_handlers import crash_response, error_response
 
@@ -27,6 +28,10 @@ class RequestLog:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
+        if scope["type"] == "websocket" and "websocket.http.response" in scope.get("extensions", {}):
+            # Left alone, a handshake would be closed, which servers turn into a 403.
+            await WebSocket(scope, receive, send).send_denial_response(error_response(404, "Not found"))
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

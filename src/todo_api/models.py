@@ -43,7 +43,7 @@ _EXAMPLE: dict[str, Any] = {
     "id": 7,
     "user_id": "u1",
     "title": "Buy milk",
-    "description": "Two litres",
+    "description": None,
     "status": "incomplete",
     "created_at": "2026-11-23T09:30:00.123456Z",
     "updated_at": "2026-11-23T09:30:00.123456Z",
@@ -127,8 +127,14 @@ def _input_schema(schema: dict[str, Any]) -> None:
         field.pop("default", None)
 
 
+def _create_schema(schema: dict[str, Any]) -> None:
+    _input_schema(schema)
+    schema["example"] = {"title": "Buy milk", "description": "Two litres"}
+
+
 def _update_schema(schema: dict[str, Any]) -> None:
     _input_schema(schema)
+    schema["example"] = {"description": None, "status": "incomplete"}
     schema["anyOf"] = [{"required": [name]} for name in schema["properties"]]
 
 
@@ -138,7 +144,7 @@ _Description = Annotated[str | None, PlainValidator(_description), WithJsonSchem
 class TaskCreate(SQLModel):
     """What creates a task. Other fields are ignored."""
 
-    model_config = {"json_schema_extra": _input_schema}
+    model_config = {"json_schema_extra": _create_schema}
 
     title: Annotated[str, PlainValidator(_new_title), WithJsonSchema(_TITLE_SCHEMA)]
     description: _Description = None

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
-from todo_api.models import STATUSES, TaskCreate, TaskUpdate
+from todo_api.models import STATUSES, TaskCreate, TaskPublic, TaskUpdate
 
 STATUS_PARAMETER: dict[str, Any] = {
     "name": "status",
@@ -21,13 +21,7 @@ _DESCRIPTIONS = {
     413: "The body is over 64 KiB.",
     500: "The service's fault. With `Retry-After` where its database is away.",
 }
-_EXAMPLES = {
-    400: "Invalid task ID",
-    401: "Unauthorized",
-    404: "Task not found",
-    413: "Request body is too large",
-    500: "Internal server error",
-}
+_EXAMPLES = {401: "Unauthorized", 413: "Request body is too large", 500: "Internal server error"}
 _HEADERS: dict[int, Any] = {
     401: {"WWW-Authenticate": {"required": True, "schema": {"type": "string", "const": "Bearer"}}},
     500: {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}},
@@ -42,16 +36,17 @@ class Error(BaseModel):
     error: Annotated[str, Field(description="One sentence for a person to read.", min_length=1)]
 
 
-def errors(*codes: int) -> dict[int | str, dict[str, Any]]:
-    """Describe the failures of an operation: those every operation has, and `codes`."""
+def errors(bad_request: str, not_found: str, *codes: int) -> dict[int | str, dict[str, Any]]:
+    """Describe the failures of an operation: those every operation has, two of them by an example, and `codes`."""
+    examples = {**_EXAMPLES, 400: bad_request, 404: not_found}
     return {
         code: {
             "model": Error,
             "description": _DESCRIPTIONS[code],
             "headers": _HEADERS.get(code, {}),
-            "content": {"application/json": {"example": {"error": _EXAMPLES[code]}}},
+            "content": {"application/json": {"example": {"error": examples[code]}}},
         }
-        for code in sorted({401, 404, 500, *codes})
+        for code in sorted({400, 401, 404, 500, *codes})
     }
 
 
@@ -72,7 +67,7 @@ class TodoAPI(FastAPI):
                 for operation in path.values():
                     operation["responses"].pop("422", None)
             components = document["components"]
-            for model in (TaskCreate, TaskUpdate):
+            for model in (TaskPublic, TaskCreate, TaskUpdate):  # FastAPI makes limits floats and drops nulls
                 components["schemas"][model.__name__] = model.model_json_schema()
             for unused in ("HTTPValidationError", "ValidationError"):
                 components["schemas"].pop(unused, None)

@@ -9,7 +9,7 @@ from pydantic.alias_generators import to_camel
 
 from todo_api.auth import OwnTasks, own_tasks
 from todo_api.inputs import NewTask, StatusFilter, TaskChanges, TaskId
-from todo_api.models import TaskPublic
+from todo_api.models import INVALID_STATUS, TaskPublic
 from todo_api.openapi import STATUS_PARAMETER, body_of, errors
 
 # Depended on here as well, so that an operation added later is guarded before anyone remembers to.
@@ -27,13 +27,19 @@ class TaskResponse(Response):
     media_type = "application/json"
 
 
+_NO_USER = "User not found"
+_NO_TASK = "Task not found"
+_NO_ID = "Invalid task ID"
 _LOCATION: dict[int | str, dict[str, Any]] = {
     201: {"headers": {"Location": {"description": "The task's path.", "required": True, "schema": {"type": "string"}}}}
 }
 
 
 @router.get(
-    "", response_model=list[TaskPublic], responses=errors(400), openapi_extra={"parameters": [STATUS_PARAMETER]}
+    "",
+    response_model=list[TaskPublic],
+    responses=errors(INVALID_STATUS, _NO_USER),
+    openapi_extra={"parameters": [STATUS_PARAMETER]},
 )
 async def list_tasks(tasks: OwnTasks, status: StatusFilter) -> Response:
     """List your tasks, newest first.
@@ -47,7 +53,7 @@ async def list_tasks(tasks: OwnTasks, status: StatusFilter) -> Response:
     "",
     status_code=201,
     response_model=TaskPublic,
-    responses=errors(400, 413) | _LOCATION,
+    responses=errors("Title is required", _NO_USER, 413) | _LOCATION,
     openapi_extra=body_of("TaskCreate"),
 )
 async def create_task(tasks: OwnTasks, task: NewTask, request: Request) -> Response:
@@ -61,13 +67,18 @@ async def create_task(tasks: OwnTasks, task: NewTask, request: Request) -> Respo
     return TaskResponse(created, status_code=201, headers={"Location": location})
 
 
-@router.get("/{id}", response_model=TaskPublic, responses=errors(400))
+@router.get("/{id}", response_model=TaskPublic, responses=errors(_NO_ID, _NO_TASK))
 async def get_task(task_id: TaskId, tasks: OwnTasks) -> Response:
     """Get one of your tasks."""
     return TaskResponse(await tasks.get(task_id))
 
 
-@router.put("/{id}", response_model=TaskPublic, responses=errors(400, 413), openapi_extra=body_of("TaskUpdate"))
+@router.put(
+    "/{id}",
+    response_model=TaskPublic,
+    responses=errors(_NO_ID, _NO_TASK, 413),
+    openapi_extra=body_of("TaskUpdate"),
+)
 async def update_task(task_id: TaskId, tasks: OwnTasks, changes: TaskChanges) -> Response:
     """Change the fields that are present: `title`, `description` or `status`, at least one.
 
@@ -77,14 +88,14 @@ async def update_task(task_id: TaskId, tasks: OwnTasks, changes: TaskChanges) ->
     return TaskResponse(await tasks.update(task_id, changes))
 
 
-@router.delete("/{id}", status_code=204, responses=errors(400))
+@router.delete("/{id}", status_code=204, responses=errors(_NO_ID, _NO_TASK))
 async def delete_task(task_id: TaskId, tasks: OwnTasks) -> Response:
     """Delete one of your tasks. A second time it is not found."""
     await tasks.delete(task_id)
     return Response(status_code=204)
 
 
-@router.patch("/{id}/complete", response_model=TaskPublic, responses=errors(400))
+@router.patch("/{id}/complete", response_model=TaskPublic, responses=errors(_NO_ID, _NO_TASK))
 async def complete_task(task_id: TaskId, tasks: OwnTasks) -> Response:
     """Set a task to `complete`.
 

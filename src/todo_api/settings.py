@@ -24,6 +24,8 @@ _EXPECTED = {
 }
 _ORIGIN = re.compile(r"https?://(?:\[[0-9a-f:]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")
 
+_DEFAULT_PORT = re.compile("https://.*:443|http://.*:80")  # which browsers leave out
+
 
 def _readable(url: SecretStr) -> SecretStr:
     connect_arguments(url.get_secret_value())
@@ -57,6 +59,8 @@ class Settings(BaseSettings):
         """Read and check the settings; `overrides` win over the environment."""
         try:
             return cls(**overrides)  # type: ignore[arg-type]  # checked by pydantic, like the environment's own
+        except UnicodeDecodeError as error:
+            raise SettingsError(".env cannot be read: it should be a text file in UTF-8.") from error
         except ValidationError as error:
             fault = error.errors(include_url=False, include_input=False)[0]
         variable = str(fault["loc"][0]).upper()
@@ -74,6 +78,6 @@ class Settings(BaseSettings):
         origins = tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
         if "*" in origins:
             raise ValueError("holds *, which would let every site act for a signed-in user")
-        if not all(_ORIGIN.fullmatch(origin) for origin in origins):
+        if not all(_ORIGIN.fullmatch(origin) and not _DEFAULT_PORT.fullmatch(origin) for origin in origins):
             raise ValueError("holds something that is not an origin")
         return origins

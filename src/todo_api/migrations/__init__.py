@@ -2,6 +2,7 @@
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError
 
 from todo_api.errors import MigrationError
@@ -24,6 +25,8 @@ def migrate(settings: Settings) -> None:
     config.attributes["settings"] = settings
     try:
         command.upgrade(config, "head")
+    except CommandError as error:
+        raise MigrationError(f"The database's schema is not one that this version can migrate: {error}") from error
     except DBAPIError as error:
         raise MigrationError(f"The database refused the migration: {error.driver_exception}") from error
     except (OSError, TimeoutError) as error:

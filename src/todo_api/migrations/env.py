@@ -11,6 +11,7 @@ from sqlmodel import SQLModel
 
 from todo_api import migrations
 from todo_api.database_url import connect_arguments
+from todo_api.errors import MigrationError
 from todo_api.models import Task
 from todo_api.settings import Settings
 
@@ -33,6 +34,8 @@ def _migrate(connection: Connection) -> None:
         autogenerate_plugins=["alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"],
         compare_server_default=True,
     )
+    if connection.scalar(text("SHOW server_encoding")) != "UTF8":
+        raise MigrationError("The database cannot hold every text: its encoding has to be UTF8.")
     with context.begin_transaction():
         _wait_for_locks(connection, migrations.TURN_SECONDS)
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
