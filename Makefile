@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
 	--custom-compile-command 'make lock' pyproject.toml
 
+# Compiled files are kept, whatever the environment says: the tests start many processes.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help run test check format lock clean
 
@@ -15,7 +18,7 @@ run: $(VENV)/ready ## serve on 127.0.0.1:$PORT (default 8000) with an embedded P
 	@exec $(BIN)/todo-api dev
 
 test: $(VENV)/ready ## run the whole test suite, on real PostgreSQL
-	$(BIN)/pytest --numprocesses 2 --dist worksteal --cov --cov-report=term
+	$(BIN)/pytest --numprocesses 3 --dist worksteal --cov --cov-report=term
 
 check: $(VENV)/ready ## check format, lint, types, locked requirements, and that models and migrations agree
 	$(BIN)/ruff format --check

@@ -2,6 +2,7 @@
 
 import asyncio
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ import asyncpg
 from todo_api.dev import embedded_postgres
 from todo_api.migrations import migrate
 from todo_api.settings import Settings
+
+WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
 
 
 @contextmanager
@@ -54,3 +57,25 @@ def migrated_database(server: str, name: str) -> str:
     url = new_database(server, name)
     migrate(settings_for(url))
     return url
+
+
+@contextmanager
+def locked(url: str, by: str = "LOCK TABLE tasks") -> Iterator[None]:
+    """Hold the locks that a statement takes, and commit it at the end."""
+    with asyncio.Runner() as runner:
+        connection = runner.run(asyncpg.connect(url))
+        try:
+            runner.run(connection.execute(f"BEGIN; {by}"))
+            yield
+            runner.run(connection.execute("COMMIT"))
+        finally:
+            runner.run(connection.close())
+
+
+def waiting_backend(url: str) -> int:
+    """Wait until a statement waits for a lock, and return the process id of its backend."""
+    deadline = time.monotonic() + 10
+    while not (waiting := sql(url, WAITING)):
+        assert time.monotonic() < deadline
+    pid: int = waiting[0]["pid"]
+    return pid

@@ -1,8 +1,7 @@
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 
 from tests.api import CheckedClient, Person, error
+from tests.crowd import crowd
 
 
 def test_nobody_completes_nothing(client: CheckedClient, alice: Person) -> None:
@@ -55,7 +54,7 @@ def test_repeating_it_changes_nothing(alice: Person) -> None:
 def test_repeating_it_in_parallel_changes_nothing(alice: Person) -> None:
     task = alice.create()
 
-    with ThreadPoolExecutor(16) as threads:
+    with crowd(16) as threads:
         answers = list(threads.map(lambda _: alice.ask("PATCH", f"/{task['id']}/complete"), range(64)))
 
     assert {answer.status_code for answer in answers} == {200}

@@ -1,13 +1,11 @@
 """What becomes of a request whose connection breaks, or whose client leaves."""
 
 import asyncio
-import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
-import asyncpg
 import httpx2
 import pytest
 from starlette.authentication import AuthCredentials, AuthenticationBackend, BaseUser
@@ -17,11 +15,10 @@ from starlette.testclient import TestClient
 from starlette.types import Message, Scope
 
 from tests.api import BearerIsIdentity, CheckedClient, Person, error
-from tests.postgres import sql
+from tests.crowd import crowd
+from tests.postgres import locked, sql, waiting_backend
 from todo_api.main import create_app
 from todo_api.settings import Settings
-
-WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
 
 
 @pytest.fixture
@@ -34,26 +31,11 @@ def alice(settings: Settings, alice: Person) -> Iterator[Person]:
 
 
 @contextmanager
-def locked(url: str) -> Iterator[None]:
-    """Hold the table of tasks, so that every statement about it waits."""
-    with asyncio.Runner() as runner:
-        connection = runner.run(asyncpg.connect(url))
-        try:
-            runner.run(connection.execute("BEGIN; LOCK TABLE tasks"))
-            yield
-        finally:
-            runner.run(connection.close())
-
-
-@contextmanager
 def waiting_create(alice: Person) -> Iterator[tuple[int, Future[httpx2.Response]]]:
     """Send a create that waits in the database; yield its backend's process id there, and its answer to come."""
-    with ThreadPoolExecutor(1) as threads, locked(alice.database_url):
+    with crowd(1) as threads, locked(alice.database_url):
         answer = threads.submit(alice.ask, "POST", json={"title": "x"})
-        deadline = time.monotonic() + 10
-        while not (waiting := sql(alice.database_url, WAITING)):
-            assert time.monotonic() < deadline
-        yield waiting[0]["pid"], answer
+        yield waiting_backend(alice.database_url), answer
 
 
 def assert_unavailable(answer: httpx2.Response) -> None:
@@ -74,8 +56,9 @@ def test_a_statement_is_given_up_after_a_while_and_the_next_request_succeeds(
     settings: Settings, alice: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("todo_api.database.STATEMENT_SECONDS", 0.3)
-    with CheckedClient(create_app(settings, BearerIsIdentity())) as client:
+    with CheckedClient(create_app(settings.model_copy(update={"pool_size": 1}), BearerIsIdentity())) as client:
         alice.client = client
+        assert alice.tasks() == []  # and the connection is warm
         with waiting_create(alice) as (_, answer):
             assert_unavailable(answer.result())
 
@@ -88,7 +71,7 @@ def test_connections_stay_within_the_pools_size(settings: Settings, alice: Perso
     before = sql(alice.database_url, mine)[0]["count"]
     with (
         CheckedClient(create_app(settings.model_copy(update={"pool_size": 3}), BearerIsIdentity())) as client,
-        ThreadPoolExecutor(20) as threads,
+        crowd(20) as threads,
     ):
         alice.client = client
         assert {answer.status_code for answer in threads.map(lambda _: alice.ask("GET"), range(200))} == {200}

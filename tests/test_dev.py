@@ -114,10 +114,6 @@ def test_tasks_outlive_the_service_and_its_database(tmp_path: Path) -> None:
         assert "FOR DEVELOPMENT ONLY" in output
         assert f"curl -H 'Authorization: Bearer alice' {url}/api/alice/tasks" in output
         assert "POST /api/alice/tasks 201" in output
-    with developing(data) as (url, server):
-        assert httpx2.get(f"{url}/api/alice/tasks", headers=alice).json() == tasks
-        assert server.stop(signal.SIGTERM) == 0
-    assert not is_running(database)
 
 
 def is_running(pid: int) -> bool:
@@ -136,8 +132,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def url(data: Path) -> Iterator[str]:
     # What the environment says of a database is meant for production.
-    with developing(data, DATABASE_URL="nonsense", DATABASE_URL_UNPOOLED="postgresql://no/thing") as (url, _):
+    with developing(data, DATABASE_URL="nonsense", DATABASE_URL_UNPOOLED="postgresql://no/thing") as (url, server):
         yield url
+        assert server.stop(signal.SIGTERM) == 0
 
 
 def test_a_front_end_on_this_machine_is_allowed(url: str) -> None:

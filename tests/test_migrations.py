@@ -4,7 +4,6 @@ import asyncio
 import os
 import subprocess
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from sqlalchemy import CheckConstraint, Column, Integer, Table
 from sqlmodel import SQLModel
 
 from tests.api import new_account
+from tests.crowd import crowd
 from tests.postgres import settings_for, sql
 from tests.serving import BIN
 from todo_api.errors import MigrationError
@@ -200,7 +200,7 @@ def test_two_replicas_may_migrate_at_once(empty_database: str, tmp_path: Path) -
             [BIN / "todo-api", "migrate"], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
         )
 
-    with ThreadPoolExecutor(2) as threads:
+    with crowd(2) as threads:
         runs = list(threads.map(run, range(2)))
 
     assert [(run.returncode, run.stderr) for run in runs] == [(0, "")] * 2

@@ -61,7 +61,7 @@ def run(database_url: str, backend: str, cwd: Path, *options: str) -> tuple[int,
 
 
 def test_what_the_document_says_is_what_happens(database_url: str, tmp_path: Path) -> None:
-    code, report = run(database_url, "OneToken", tmp_path, "--seed", "1", "--max-examples", "30")
+    code, report = run(database_url, "OneToken", tmp_path, "--seed", "1", "--max-examples", "15")
 
     assert code == 0, report
     assert "Tested: 6" in report

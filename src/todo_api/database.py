@@ -6,6 +6,7 @@ import random
 import re
 import ssl
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import asyncpg
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 5.0
 STATEMENT_SECONDS = 8.0
+CLOSE_SECONDS = 2.0
 # SQLSTATEs of a server that is not there yet, not there any more, or full: connection, resources, operator.
 _AWAY = re.compile("08(?!P01)...|53...|57P0[123]")
 # A statement that lost a race in a database set to a stricter isolation than the default: nothing was applied.
@@ -150,8 +152,10 @@ class Database:
                 raise _Lost(sent=True, may_pass=True) from error
 
     async def close(self) -> None:
-        """Close every connection."""
-        await self._engine.dispose()
+        """Close every connection; one that does not answer is given up."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._engine.dispose()
 
 
 def _is_away(error: Exception) -> bool:

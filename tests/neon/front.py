@@ -9,6 +9,8 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Self
 
+from tests.crowd import untraced
+
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 NO_SNI = "Endpoint ID is not specified. Either please upgrade the postgres client library (libpq) for SNI support"
 # The client's messages after which it waits for an answer: Sync, Flush, Query. Each is a round trip.
@@ -42,7 +44,8 @@ class Front:
             tls.sni_callback = lambda _socket, name, _context: self.server_names.append(name)
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        with untraced():
+            self._thread.start()
         self._server = self._run(asyncio.start_server(self._accept, "127.0.0.1", 0))
         self.port = self._server.sockets[0].getsockname()[1]
         return self

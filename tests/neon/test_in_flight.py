@@ -3,12 +3,12 @@
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from tests.api import Person, error
+from tests.crowd import crowd
 from tests.neon.conftest import Neon
 
 
@@ -41,7 +41,7 @@ def test_under_eight_writers_nothing_acknowledged_is_lost_and_nothing_applied_tw
     alice = pooled.serve(pool_size=8)()
     alice.create("before")
     end = time.monotonic() + 2.5
-    with ThreadPoolExecutor(8) as threads:
+    with crowd(8) as threads:
         writers = [threads.submit(writing, alice, end, str(n)) for n in range(8)]
         time.sleep(0.4)
         fault(pooled)

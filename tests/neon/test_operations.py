@@ -4,7 +4,6 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import httpx2
 import pytest
 
 from tests.api import Person, new_account
+from tests.crowd import crowd
 from tests.neon.conftest import Neon
 from tests.neon.test_waking import everything
 from tests.postgres import sql
@@ -42,7 +42,7 @@ def test_an_additive_migration_under_load_fails_no_request(neon: Neon) -> None:
         assert person.ask("DELETE", path).status_code == 204
 
     try:
-        with ThreadPoolExecutor(6) as threads:
+        with crowd(6) as threads:
             rounds = [threads.submit(load, n) for n in range(6)]
             time.sleep(0.3)
             sql(neon.direct_url, "ALTER TABLE tasks ADD COLUMN priority int")
@@ -66,6 +66,7 @@ def served(neon: Neon, cwd: Path, *options: str) -> Iterator[tuple[str, Process]
         "AUTH_BACKEND": "tests.api:BearerIsIdentity",
         "POOL_SIZE": "4",
         "PYTHONPATH": str(ROOT),
+        "COVERAGE_PROCESS_CONFIG": "",  # not measured, and started sooner
     }
     command = ("uvicorn", "todo_api.main:app", "--port", str(port), "--no-access-log", *options)
     cwd.mkdir(exist_ok=True)
@@ -93,7 +94,7 @@ def test_sigterm_under_load_answers_what_was_accepted_and_ends(pooled: Neon, tmp
                     return
                 codes[answer.status_code] += 1
 
-    with served(pooled, tmp_path, "--workers", str(workers)) as (url, server), ThreadPoolExecutor(8) as threads:
+    with served(pooled, tmp_path, "--workers", str(workers)) as (url, server), crowd(8) as threads:
         loads = [threads.submit(load, n) for n in range(8)]
         while codes.total() < 100:
             time.sleep(0.01)
@@ -123,7 +124,7 @@ def test_two_processes_on_one_database_behave_as_one(pooled: Neon, tmp_path: Pat
             assert client.get(other).json()[0] == task
             changed = client.put(other + path, json={"title": "changed"}).json()
             assert client.get(one + path).json() == changed
-            with ThreadPoolExecutor(2) as threads:
+            with crowd(2) as threads:
                 completes = [threads.submit(client.patch, f"{url}{path}/complete") for url in (one, other)]
             assert len({complete.result().content for complete in completes}) == 1
             assert client.delete(other + path).status_code == 204

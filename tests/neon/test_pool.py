@@ -2,17 +2,16 @@
 
 import socket
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2
 
 from tests.api import new_account
+from tests.crowd import crowd
 from tests.neon.conftest import Neon
-from tests.postgres import sql
+from tests.postgres import locked, sql
 from tests.serving import uvicorn
-from tests.test_database import locked
 
 CONNECTED = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
@@ -20,11 +19,10 @@ CONNECTED = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_datab
 def test_the_pool_never_opens_more_than_its_size(direct: Neon) -> None:
     alice = direct.serve(pool_size=3)()
 
-    with ThreadPoolExecutor(24) as threads:
-        answers = [threads.submit(alice.ask, "GET") for _ in range(300)]
-        while not all(answer.done() for answer in answers):
-            assert sql(direct.direct_url, CONNECTED)[0]["count"] <= 3
-        assert {answer.result().status_code for answer in answers} == {200}
+    with crowd(24) as threads:
+        answers = list(threads.map(lambda _: alice.ask("GET").status_code, range(300)))
+
+    assert answers == [200] * 300
     assert direct.front.connections == 3
 
 
@@ -34,7 +32,7 @@ def test_a_pooler_that_is_full_is_waited_for(pooled: Neon) -> None:
     alice = pooled.serve(pool_size=2)()
     alice.create()
 
-    with ThreadPoolExecutor(1) as threads, locked(pooled.url):
+    with crowd(1) as threads, locked(pooled.url):
         answer = threads.submit(alice.ask, "POST", json={"title": "waited"})
         time.sleep(1.5)  # the pooler has given up on it once
         assert not answer.done()
@@ -47,7 +45,7 @@ def test_who_came_first_is_served_first(direct: Neon) -> None:
     alice = direct.serve(pool_size=1)()
     alice.create()
 
-    with ThreadPoolExecutor(12) as threads:
+    with crowd(12) as threads:
         with locked(direct.direct_url):
             answers = []
             for n in range(12):

@@ -2,11 +2,11 @@
 
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.api import error
+from tests.crowd import crowd
 from tests.neon.conftest import Neon
 from tests.postgres import sql
 
@@ -31,7 +31,7 @@ def test_a_link_that_goes_silent_is_an_error_in_bounded_time(neon: Neon, method:
     neon.front.fall_silent()
 
     started = time.monotonic()
-    with ThreadPoolExecutor(12) as threads:
+    with crowd(12) as threads:
         answers = list(threads.map(lambda _: alice.ask(method, path, json={"title": "x"}), range(12)))
     took = time.monotonic() - started
 
@@ -48,7 +48,7 @@ def test_a_read_on_a_link_that_went_silent_is_repeated_on_another(neon: Neon) ->
     task = alice.create()
     neon.front.fall_silent()
 
-    with ThreadPoolExecutor(1) as threads:
+    with crowd(1) as threads:
         answer = threads.submit(alice.ask, "GET")
         time.sleep(1)
         neon.front.speak()

@@ -26,7 +26,7 @@ def warm(neon: Neon) -> None:
     while seen != neon.front.trips or not seen:
         assert time.monotonic() < deadline
         seen = neon.front.trips
-        time.sleep(0.2)
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(("method", "path", "body"), OPERATIONS)

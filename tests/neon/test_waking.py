@@ -2,11 +2,11 @@
 
 import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.api import Person, error
+from tests.crowd import crowd
 from tests.neon.conftest import Neon
 
 
@@ -33,16 +33,16 @@ def everything(person: Person) -> None:
     ],
 )
 def test_each_operation_wakes_a_suspended_compute_and_succeeds(
-    neon: Neon, method: str, path: str, body: dict[str, str] | None, status: int
+    pooled: Neon, method: str, path: str, body: dict[str, str] | None, status: int
 ) -> None:
-    alice = neon.serve()()
+    alice = pooled.serve()()
     task = alice.create()
-    neon.suspend(wake_seconds=0.3)
+    pooled.suspend(wake_seconds=0.3)
 
     answer = alice.ask(method, path.replace("{id}", str(task["id"])), json=body)
 
     assert answer.status_code == status
-    assert neon.front.wake is None
+    assert pooled.front.wake is None
 
 
 def test_many_who_wait_for_a_slow_wake_all_succeed(neon: Neon) -> None:
@@ -51,7 +51,7 @@ def test_many_who_wait_for_a_slow_wake_all_succeed(neon: Neon) -> None:
     neon.suspend(wake_seconds=3)
 
     started = time.monotonic()
-    with ThreadPoolExecutor(16) as threads:
+    with crowd(16) as threads:
         answers = list(threads.map(lambda n: alice.ask("POST", json={"title": str(n)}).status_code, range(16)))
 
     assert answers == [201] * 16
@@ -65,7 +65,7 @@ def test_a_restart_that_refuses_connections_meanwhile_is_waited_for(neon: Neon) 
     neon.suspend()
     neon.front.wake = None
 
-    with ThreadPoolExecutor(1) as threads:
+    with crowd(1) as threads:
         answer = threads.submit(alice.ask, "POST", json={"title": "x"})
         seen = neon.front.connections
         while neon.front.connections < seen + 3:
@@ -77,7 +77,7 @@ def test_a_restart_that_refuses_connections_meanwhile_is_waited_for(neon: Neon) 
 
 def test_connections_that_died_idle_are_noticed_without_asking(neon: Neon) -> None:
     alice = neon.serve()()
-    with ThreadPoolExecutor(8) as threads:
+    with crowd(8) as threads:
         list(threads.map(lambda _: alice.tasks(), range(16)))
     neon.suspend()
     neon.resume()
@@ -148,17 +148,13 @@ def test_an_error_that_passes_is_waited_out(direct: Neon, sqlstate: str, text: s
 def test_an_error_that_stays_is_answered_at_once(
     direct: Neon, caplog: pytest.LogCaptureFixture, sqlstate: str, text: str
 ) -> None:
-    alice = direct.serve(pool_size=1)()
-    alice.create()
-    direct.suspend()
-    direct.front.wake = None
     direct.front.refusals.extend([(sqlstate, text)] * 3)
-    caplog.clear()
+    alice = direct.serve(pool_size=1)()
 
     answer = alice.ask("GET")
 
     assert (answer.status_code, answer.json()) == (500, error("Internal server error"))
-    assert len(direct.front.refusals) == 2
+    assert len(direct.front.refusals) == 1, "one for the warming, one for the request"
     assert text in caplog.text
 
 
@@ -169,7 +165,7 @@ def test_away_for_good_is_an_error_that_says_so_until_it_is_back(neon: Neon, cap
     neon.front.wake = None
     caplog.clear()
 
-    with ThreadPoolExecutor(16) as threads:
+    with crowd(16) as threads:
         started = time.monotonic()
         answers = list(threads.map(lambda _: alice.ask("GET", headers={"Origin": "null"}), range(16)))
         took = time.monotonic() - started
