@@ -9,7 +9,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lock clean
+.PHONY: help run test soak check format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -19,6 +19,9 @@ run: $(VENV)/ready ## serve on 127.0.0.1:$PORT (default 8000) with an embedded P
 
 test: $(VENV)/ready ## run the whole test suite, on real PostgreSQL
 	$(BIN)/pytest --numprocesses 3 --dist worksteal --cov --cov-report=term
+
+soak: $(VENV)/ready ## break the database under load for two minutes (SOAK_SECONDS=…), and count what was lost
+	$(BIN)/python -m tests.neon.soak $(SOAK_SECONDS)
 
 check: $(VENV)/ready ## check format, lint, types, locked requirements, and that models and migrations agree
 	$(BIN)/ruff format --check

