@@ -95,8 +95,9 @@ class Neon:
                 self._bouncer.start()
 
     def close(self) -> None:
-        self.front.speak()
+        """End the service."""
         self._stack.close()
+        self.front.speak()
 
 
 @pytest.fixture

@@ -87,3 +87,14 @@ def test_a_statement_that_is_given_up_is_cancelled_in_the_database(neon: Neon) -
 
     assert [row["title"] for row in alice.stored()] == ["Buy milk"]
     assert alice.create("after")["title"] == "after"
+
+
+def test_a_database_that_is_silent_does_not_hold_up_the_end(neon: Neon) -> None:
+    alice = neon.serve()()
+    alice.create()
+    neon.front.fall_silent()
+
+    started = time.monotonic()
+    neon.close()
+
+    assert time.monotonic() - started < 2 + 1
