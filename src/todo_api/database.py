@@ -6,8 +6,8 @@ import random
 import re
 import ssl
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import asyncpg
 from sqlalchemy import Connection, Executable, Select, event
@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 5.0
 STATEMENT_SECONDS = 8.0
-CLOSE_SECONDS = 2.0
 # SQLSTATEs of a server that is not there yet, not there any more, or full: connection, resources, operator.
 _AWAY = re.compile("08(?!P01)...|53...|57P0[123]")
 # A statement that lost a race in a database set to a stricter isolation than the default: nothing was applied.
@@ -72,8 +71,10 @@ class Database:
             max_overflow=0,  # overflow connections would be opened and closed all the time under load
             hide_parameters=True,  # error messages reach the log
         )
-        event.listen(self._engine.sync_engine, "checkout", _refuse_closed)
-        event.listen(self._engine.sync_engine, "handle_error", _silence_is_a_disconnect)
+        self._idle: WeakSet[asyncpg.Connection] = WeakSet()
+        event.listen(self._engine.sync_engine, "checkin", self._rest)
+        event.listen(self._engine.sync_engine, "checkout", self._wake)
+        event.listen(self._engine.sync_engine, "handle_error", self._notice_silence)
         # The pool wakes its waiters in no order; this serves them first come, first served.
         self._turns = asyncio.Semaphore(settings.pool_size)
         self._pool_size = settings.pool_size
@@ -151,11 +152,27 @@ class Database:
             except OSError as error:  # a TimeoutError, for one
                 raise _Lost(sent=True, may_pass=True) from error
 
+    def _rest(self, _: object, record: ConnectionPoolEntry) -> None:
+        if record.driver_connection is not None:  # as it is when the connection was given up
+            self._idle.add(record.driver_connection)
+
+    def _wake(self, _: object, record: ConnectionPoolEntry, *__: object) -> None:
+        """Have the pool replace a connection that has died in it, which asyncio knows without asking the server."""
+        connection: asyncpg.Connection = record.driver_connection
+        self._idle.discard(connection)
+        if connection.is_closed():
+            raise DisconnectionError
+
+    def _notice_silence(self, context: ExceptionContext) -> None:
+        """Have the pool replace a connection that gave no answer, and those at rest, which may be as dead."""
+        if isinstance(context.original_exception, TimeoutError):
+            context.is_disconnect = True
+            for resting in self._idle:
+                resting.terminate()  # hanging up politely would take seconds for each
+
     async def close(self) -> None:
-        """Close every connection; one that does not answer is given up."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_SECONDS):
-                await self._engine.dispose()
+        """Close every connection, without waiting for the server."""
+        await self._engine.dispose()
 
 
 def _is_away(error: Exception) -> bool:
@@ -167,16 +184,3 @@ def _is_away(error: Exception) -> bool:
     if sqlstate in _CODES_OF_MANY_ERRORS:
         return _AWAY_TEXTS.search(str(cause)) is not None
     return _AWAY.fullmatch(sqlstate) is not None
-
-
-def _refuse_closed(_: object, record: ConnectionPoolEntry, *__: object) -> None:
-    """Have the pool replace a connection that has died in it, which asyncio knows without asking the server."""
-    connection: asyncpg.Connection = record.driver_connection
-    if connection.is_closed():
-        raise DisconnectionError
-
-
-def _silence_is_a_disconnect(context: ExceptionContext) -> None:
-    """Have the pool replace its connections when one of them gave no answer: the others may be as dead."""
-    if isinstance(context.original_exception, TimeoutError):
-        context.is_disconnect = True

@@ -75,6 +75,15 @@ class Neon:
         client = self._stack.enter_context(CheckedClient(app))
         return lambda: Person(client, self.direct_url, new_account(self.direct_url))
 
+    def wait_until_warm(self) -> None:
+        """Wait until the connections that the service opens at its start are idle."""
+        deadline = time.monotonic() + 10
+        seen = -1
+        while seen != self.front.trips or not seen:
+            assert time.monotonic() < deadline
+            seen = self.front.trips
+            time.sleep(0.1)
+
     def suspend(self, wake_seconds: float = 0) -> None:
         """Suspend the compute in Neon's order; the next connection wakes it, which takes a while."""
         if self._bouncer:

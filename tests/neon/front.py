@@ -54,6 +54,16 @@ class Front:
         """Relay nothing more, without closing anything, until `speak`."""
         self._loop.call_soon_threadsafe(self._sound.clear)
 
+    def go_half_open(self) -> None:
+        """Relay nothing more on the connections there are, without closing them; new ones are as good as ever."""
+
+        def go() -> None:
+            self._sound.clear()
+            self._sound = asyncio.Event()
+            self._sound.set()
+
+        self._loop.call_soon_threadsafe(go)
+
     def speak(self) -> None:
         """Relay again, and what was held back first."""
         self._loop.call_soon_threadsafe(self._sound.set)
@@ -128,10 +138,10 @@ class Front:
         client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         server: tuple[asyncio.StreamReader, asyncio.StreamWriter],
     ) -> None:
-        losing = asyncio.Event()
+        losing, sound = asyncio.Event(), self._sound
         directions = [
-            asyncio.ensure_future(self._forward(client[0], server[1], losing)),
-            asyncio.ensure_future(self._answer(server[0], client[1], losing)),
+            asyncio.ensure_future(self._forward(client[0], server[1], losing, sound)),
+            asyncio.ensure_future(self._answer(server[0], client[1], losing, sound)),
         ]
         try:
             await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
@@ -140,11 +150,13 @@ class Front:
                 direction.cancel()
             await asyncio.gather(*directions, return_exceptions=True)
 
-    async def _forward(self, client: asyncio.StreamReader, server: asyncio.StreamWriter, losing: asyncio.Event) -> None:
+    async def _forward(
+        self, client: asyncio.StreamReader, server: asyncio.StreamWriter, losing: asyncio.Event, sound: asyncio.Event
+    ) -> None:
         while True:
             kind = await client.readexactly(1)
             message = kind + await _untyped(client)
-            await self._sound.wait()
+            await sound.wait()
             if kind in TRIPS:
                 self.trips += 1
                 if self.lose_next_answer and kind == b"S":
@@ -152,9 +164,11 @@ class Front:
                     losing.set()
             server.write(message)
 
-    async def _answer(self, server: asyncio.StreamReader, client: asyncio.StreamWriter, losing: asyncio.Event) -> None:
+    async def _answer(
+        self, server: asyncio.StreamReader, client: asyncio.StreamWriter, losing: asyncio.Event, sound: asyncio.Event
+    ) -> None:
         while data := await server.read(65536):
-            await self._sound.wait()
+            await sound.wait()
             if losing.is_set():
                 return
             client.write(data)

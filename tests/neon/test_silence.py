@@ -56,6 +56,20 @@ def test_a_read_on_a_link_that_went_silent_is_repeated_on_another(neon: Neon) ->
         assert answer.result().json() == [task]
 
 
+def test_one_silent_link_tells_of_the_others(neon: Neon) -> None:
+    alice = neon.serve(pool_size=4)()
+    with crowd(8) as threads:
+        list(threads.map(lambda _: alice.tasks(), range(32)))
+    neon.front.go_half_open()
+
+    started = time.monotonic()
+    assert alice.tasks() == []
+    for _ in range(8):
+        assert alice.create()["title"] == "Buy milk"
+    # One statement was given up, and one link hung up politely. The others were as dead, and nobody had to find out.
+    assert time.monotonic() - started < 0.5 + 2 + 0.7
+
+
 def test_a_frozen_pooler_is_an_error_in_bounded_time(pooled: Neon) -> None:
     alice = pooled.serve(wake_seconds=0.5)()
     alice.create()

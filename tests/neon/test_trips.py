@@ -1,7 +1,5 @@
 """One round trip for every operation, none for a refused request, and a first request that pays no more."""
 
-import time
-
 import pytest
 
 from tests.neon.conftest import Neon
@@ -19,16 +17,6 @@ OPERATIONS = [
 ]
 
 
-def warm(neon: Neon) -> None:
-    """Wait until the connections that the service opens at its start are idle."""
-    deadline = time.monotonic() + 10
-    seen = -1
-    while seen != neon.front.trips or not seen:
-        assert time.monotonic() < deadline
-        seen = neon.front.trips
-        time.sleep(0.1)
-
-
 @pytest.mark.parametrize(("method", "path", "body"), OPERATIONS)
 def test_each_operation_is_one_round_trip_from_the_first(
     neon: Neon, method: str, path: str, body: dict[str, object] | None
@@ -38,7 +26,7 @@ def test_each_operation_is_one_round_trip_from_the_first(
         sql(neon.direct_url, "INSERT INTO tasks (user_id, title) VALUES ($1, 'x') RETURNING id", alice.id)[0]["id"]
         for _ in range(8)
     ]
-    warm(neon)
+    neon.wait_until_warm()
     opened = neon.front.connections
 
     for task_id in [*rows, 2**62, 2**62]:
@@ -51,7 +39,7 @@ def test_each_operation_is_one_round_trip_from_the_first(
 
 def test_a_refused_request_asks_the_database_nothing(neon: Neon) -> None:
     alice = neon.serve()()
-    warm(neon)
+    neon.wait_until_warm()
     before = neon.front.trips
 
     answers = [
@@ -73,7 +61,7 @@ def test_a_refused_request_asks_the_database_nothing(neon: Neon) -> None:
 
 def test_warm_connections_hold_no_transaction_open(neon: Neon) -> None:
     neon.serve()
-    warm(neon)
+    neon.wait_until_warm()
 
     others = "datname = current_database() AND pid <> pg_backend_pid()"
     assert sql(neon.direct_url, f"SELECT DISTINCT state FROM pg_stat_activity WHERE {others}") == [{"state": "idle"}]

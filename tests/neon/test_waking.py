@@ -87,6 +87,30 @@ def test_connections_that_died_idle_are_noticed_without_asking(neon: Neon) -> No
         everything(alice)
 
 
+def test_a_connection_that_died_idle_costs_no_wait(neon: Neon) -> None:
+    alice = neon.serve(wake_seconds=0, pool_size=1)()
+    neon.wait_until_warm()
+    neon.suspend()
+    neon.resume()
+    neon.front.wake = None
+
+    assert alice.ask("POST", json={"title": "x"}).status_code == 201
+
+
+def test_readiness_does_not_wait_for_the_waking(neon: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("todo_api.health.READY_SECONDS", 0.3)
+    alice = neon.serve(wake_seconds=5)()
+    neon.wait_until_warm()
+    neon.suspend()
+    neon.front.wake = None
+
+    started = time.monotonic()
+    answer = alice.client.get("/health/ready")
+
+    assert (answer.status_code, answer.json()) == (503, error("Service is not ready"))
+    assert time.monotonic() - started < 2
+
+
 TRANSIENT = [
     ("XX000", "Couldn't connect to compute node"),
     ("XX000", "Couldn't connect to compute node: connection refused"),
