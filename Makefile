@@ -18,7 +18,7 @@ run: $(VENV)/ready ## serve on 127.0.0.1:$PORT (default 8000) with an embedded P
 	@exec $(BIN)/todo-api dev
 
 test: $(VENV)/ready ## run the whole test suite, on real PostgreSQL
-	$(BIN)/pytest --numprocesses 3 --dist worksteal --cov --cov-report=term
+	$(BIN)/pytest --numprocesses 3 --dist worksteal --cov --cov-report=term -rs
 
 soak: $(VENV)/ready ## break the database under load for two minutes (SOAK_SECONDS=…), and count what was lost
 	$(BIN)/python -m tests.neon.soak $(SOAK_SECONDS)
