@@ -35,7 +35,8 @@ def parsed(dsn: str) -> object:
     names = ["host", "port", "user", "password", "passfile", "database", "ssl", "service", "servicefile", "direct_tls",
              "server_settings", "target_session_attrs", "krbsrvname", "gsslib"]  # fmt: skip
     dsn = dsn.replace("sslmode=verify-ca", "sslmode=require")
-    addresses, parameters = asyncpg.connect_utils._parse_connect_dsn_and_args(dsn=dsn, **dict.fromkeys(names))  # noqa: SLF001
+    parse = asyncpg.connect_utils._parse_connect_dsn_and_args  # noqa: SLF001  # its only parser
+    addresses, parameters = parse(dsn=dsn, **dict.fromkeys(names))
     return addresses, parameters._replace(ssl=None)
 
 

@@ -173,7 +173,7 @@ def drop_check(table: Table) -> Callable[[], Any]:
 def add_column(table: Table) -> Callable[[], Any]:
     column = Column("priority", Integer)
     table.append_column(column)
-    return lambda: table._columns.remove(column)  # noqa: SLF001
+    return lambda: table._columns.remove(column)  # noqa: SLF001  # there is no public way back
 
 
 @pytest.mark.parametrize("change", [drop_check, add_column])

@@ -19,7 +19,7 @@ OPERATIONS = [
 
 
 def test_every_route_is_an_operation_or_known_to_be_open() -> None:
-    assert {route.path for route in _app.routes} - {path for _, path in OPERATIONS} == OPEN  # type: ignore[attr-defined]
+    assert {route.path for route in _app.routes} - {path for _, path in OPERATIONS} == OPEN  # type: ignore[attr-defined]  # all have one
     assert len(OPERATIONS) == 6
 
 

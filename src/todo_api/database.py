@@ -73,7 +73,7 @@ class Database:
         )
         self._idle: WeakSet[asyncpg.Connection] = WeakSet()
         event.listen(self._engine.sync_engine, "checkin", self._rest)
-        event.listen(self._engine.sync_engine, "checkout", self._wake)
+        event.listen(self._engine.sync_engine, "checkout", self._take)
         event.listen(self._engine.sync_engine, "handle_error", self._notice_silence)
         # The pool wakes its waiters in no order; this serves them first come, first served.
         self._turns = asyncio.Semaphore(settings.pool_size)
@@ -126,7 +126,7 @@ class Database:
                         if not lost.may_pass or (lost.sent and not repeatable) or now() + pause > give_up:
                             raise DatabaseUnavailable from lost.__cause__
                     # Scattered, so that those who wait do not come all at once.
-                    await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311
+                    await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  # no secret
                     pause = min(pause * 2, 1)
         except TimeoutError as error:
             raise DatabaseUnavailable from error
@@ -156,7 +156,7 @@ class Database:
         if record.driver_connection is not None:  # as it is when the connection was given up
             self._idle.add(record.driver_connection)
 
-    def _wake(self, _: object, record: ConnectionPoolEntry, *__: object) -> None:
+    def _take(self, _: object, record: ConnectionPoolEntry, *__: object) -> None:
         """Have the pool replace a connection that has died in it, which asyncio knows without asking the server."""
         connection: asyncpg.Connection = record.driver_connection
         self._idle.discard(connection)

@@ -34,6 +34,7 @@ async def ready(request: Request) -> Response:
         async with asyncio.timeout(READY_SECONDS):
             await request.app.state.database.run(_READY, {}, repeatable=True)
     except (DatabaseUnavailable, DBAPIError, TimeoutError) as error:
-        logger.warning("%s not ready: %r", request.state.request_id, error.__cause__)
+        cause = error if isinstance(error, TimeoutError) else error.__cause__
+        logger.warning("%s not ready: %r", request.state.request_id, cause)
         return error_response(503, "Service is not ready")
     return JSONResponse({"status": "ok"})

@@ -23,7 +23,6 @@ _EXPECTED = {
     "PORT": "a port number from 1 to 65535",
 }
 _ORIGIN = re.compile(r"https?://(?:\[[0-9a-f:]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")
-
 _DEFAULT_PORT = re.compile("https://.*:443|http://.*:80")  # which browsers leave out
 
 

@@ -97,7 +97,9 @@ def test_a_connection_that_died_idle_costs_no_wait(neon: Neon) -> None:
     assert alice.ask("POST", json={"title": "x"}).status_code == 201
 
 
-def test_readiness_does_not_wait_for_the_waking(neon: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readiness_does_not_wait_for_the_waking(
+    neon: Neon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("todo_api.health.READY_SECONDS", 0.3)
     alice = neon.serve(wake_seconds=5)()
     neon.wait_until_warm()
@@ -108,6 +110,7 @@ def test_readiness_does_not_wait_for_the_waking(neon: Neon, monkeypatch: pytest.
     answer = alice.client.get("/health/ready")
 
     assert (answer.status_code, answer.json()) == (503, error("Service is not ready"))
+    assert "not ready: TimeoutError" in caplog.text
     assert time.monotonic() - started < 2
 
 
