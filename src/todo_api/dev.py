@@ -16,7 +16,7 @@ from pathlib import Path
 
 import uvicorn
 from pydantic import SecretStr
-from sqlalchemy import Executable, Text, bindparam, literal_column
+from sqlalchemy import ClauseElement, Text, bindparam, literal_column
 from sqlalchemy.dialects.postgresql import insert
 from starlette.authentication import (
     AuthCredentials,
@@ -37,7 +37,7 @@ from todo_api.settings import Settings
 _USABLE = re.compile(r"[\w.+@/-]*")
 HOST = "127.0.0.1"
 ORIGINS = ("http://localhost:3000",)
-_SIGN_UP: Executable = (
+_SIGN_UP: ClauseElement = (
     insert(User)
     .values(
         id=bindparam("owner", type_=Text),

@@ -3,9 +3,9 @@
 import asyncio
 import logging
 
+import asyncpg
 from fastapi import APIRouter, Request
 from sqlalchemy import Text, false, func, inspect
-from sqlalchemy.exc import DBAPIError
 from sqlmodel import cast, select
 from starlette.responses import JSONResponse, Response
 
@@ -33,8 +33,8 @@ async def ready(request: Request) -> Response:
     try:
         async with asyncio.timeout(READY_SECONDS):
             await request.app.state.database.run(_READY, {}, repeatable=True)
-    except (DatabaseUnavailable, DBAPIError, TimeoutError) as error:
-        cause = error if isinstance(error, TimeoutError) else error.__cause__
+    except (DatabaseUnavailable, asyncpg.PostgresError, TimeoutError) as error:
+        cause = error.__cause__ if isinstance(error, DatabaseUnavailable) else error
         logger.warning("%s not ready: %r", request.state.request_id, cause)
         return error_response(503, "Service is not ready")
     return JSONResponse({"status": "ok"})

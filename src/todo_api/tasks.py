@@ -12,8 +12,8 @@ from sqlalchemy import (
     CTE,
     BigInteger,
     Boolean,
+    ClauseElement,
     ColumnElement,
-    Executable,
     Select,
     Subquery,
     Text,
@@ -156,7 +156,7 @@ class TaskStore:
         """Delete a task."""
         await self._run(_DELETE, task_id=task_id)
 
-    async def _run(self, statement: Executable, *, repeatable: bool = False, **parameters: object) -> str:
+    async def _run(self, statement: ClauseElement, *, repeatable: bool = False, **parameters: object) -> str:
         answer = await self._database.run(statement, {"owner": self._owner, **parameters}, repeatable=repeatable)
         if answer is None:
             raise TaskNotFound

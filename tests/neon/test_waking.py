@@ -188,6 +188,7 @@ def test_an_error_that_stays_is_answered_at_once(
 def test_away_for_good_is_an_error_that_says_so_until_it_is_back(neon: Neon, caplog: pytest.LogCaptureFixture) -> None:
     alice = neon.serve(wake_seconds=0.4)()
     task = alice.create()
+    neon.wait_until_warm()
     neon.suspend()
     neon.front.wake = None
     caplog.clear()
