@@ -8,11 +8,10 @@ import math
 import re
 from typing import Annotated, Any, Never, cast
 
-from fastapi import Depends, Path, Request
+from fastapi import Depends, Request
 
-from todo_api.auth import OwnTasks
 from todo_api.errors import BadRequest, BodyTooLarge
-from todo_api.models import ID_SCHEMA, INVALID_STATUS, MAX_ID, STATUSES, Status, TaskCreate, TaskUpdate
+from todo_api.models import INVALID_STATUS, MAX_ID, STATUSES, Status, TaskCreate, TaskUpdate
 
 MAX_BODY = 64 * 1024
 MAX_DEPTH = 1000
@@ -22,13 +21,14 @@ _STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _INVALID_JSON = "Request body must be valid JSON"
 
 
-async def _task_id(_: OwnTasks, task_id: Annotated[str, Path(alias="id", json_schema_extra=ID_SCHEMA)]) -> int:
+async def _task_id(request: Request) -> int:
+    task_id = request.path_params["id"]
     if not _ID.fullmatch(task_id) or int(task_id) > MAX_ID:
         raise BadRequest("Invalid task ID")
     return int(task_id)
 
 
-async def _status_filter(_: OwnTasks, request: Request) -> Status | None:
+async def _status_filter(request: Request) -> Status | None:
     values = request.query_params.getlist("status")
     if values in ([], [""]):
         return None
@@ -94,7 +94,7 @@ async def _json_object(request: Request) -> dict[str, Any]:
     return value
 
 
-async def _new_task(_: OwnTasks, request: Request) -> TaskCreate:
+async def _new_task(request: Request) -> TaskCreate:
     return TaskCreate.from_json(await _json_object(request))
 
 

@@ -4,19 +4,18 @@ import json
 from typing import Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic.alias_generators import to_camel
 
-from todo_api.auth import OwnTasks, own_tasks
+from todo_api.auth import OwnerRoute, OwnTasks
 from todo_api.inputs import NewTask, StatusFilter, TaskChanges, TaskId
 from todo_api.models import INVALID_STATUS, TaskPublic
 from todo_api.openapi import STATUS_PARAMETER, body_of, errors
 
-# Depended on here as well, so that an operation added later is guarded before anyone remembers to.
 router = APIRouter(
     prefix="/api/{user_id}/tasks",
     tags=["tasks"],
-    dependencies=[Depends(own_tasks)],
+    route_class=OwnerRoute,
     generate_unique_id_function=lambda route: to_camel(route.name),
 )
 
