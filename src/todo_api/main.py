@@ -1,6 +1,7 @@
 """Wires the application. Importing this module does nothing until its `app` is asked for."""
 
 import asyncio
+import gc
 import logging
 import re
 from collections.abc import AsyncIterator
@@ -74,4 +75,5 @@ def __getattr__(name: str) -> FastAPI:
         made = globals()["app"] = create_app()  # found here the next time
     except SettingsError as error:
         raise SystemExit(str(error)) from None
+    gc.freeze()  # what is here stays: the collector need not look through it again and again
     return made
