@@ -70,6 +70,19 @@ def test_one_silent_link_tells_of_the_others(neon: Neon) -> None:
     assert time.monotonic() - started < 0.5 + 2 + 0.7
 
 
+def test_a_link_that_fell_silent_under_a_request_given_up_is_not_used_again(
+    neon: Neon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("todo_api.database.STATEMENT_SECONDS", 5)
+    monkeypatch.setattr("todo_api.health.READY_SECONDS", 0.2)
+    alice = neon.serve(pool_size=1)()
+    neon.wait_until_warm()
+    neon.front.go_half_open()
+
+    assert alice.client.get("/health/ready").status_code == 503
+    assert alice.ask("POST", json={"title": "x"}).status_code == 201
+
+
 def test_a_frozen_pooler_is_an_error_in_bounded_time(pooled: Neon) -> None:
     alice = pooled.serve(wake_seconds=0.5)()
     alice.create()
