@@ -69,7 +69,7 @@ def process(*command: str, environment: Mapping[str, str], cwd: Path) -> Iterato
 def uvicorn(environment: Mapping[str, str], cwd: Path, *, application: str = "todo_api.main:app") -> Iterator[str]:
     """Serve `todo_api.main:app` as production does, and yield the URL it answers at."""
     port = free_port()
-    command = ("uvicorn", application, "--port", str(port), "--no-access-log")
+    command = ("uvicorn", application, "--port", str(port))
     with process(*command, environment=environment, cwd=cwd) as server:
         url = f"http://127.0.0.1:{port}"
         wait_for(url, server)

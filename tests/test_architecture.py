@@ -11,7 +11,7 @@ import todo_api
 PACKAGE = Path(todo_api.__file__).parent
 # From the ground up; a module may import those on lower floors, and those on its own that come before it.
 FLOORS = [
-    ["errors", "database_url", "settings", "outages"],
+    ["errors", "logs", "database_url", "settings", "outages"],
     ["models"],
     ["database"],
     ["tasks"],

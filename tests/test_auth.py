@@ -210,7 +210,10 @@ def test_an_identity_that_no_path_can_address_is_nobodys(
         answer = client.get("/api/alice/tasks")
 
     assert (answer.status_code, answer.json()) == (401, error("Unauthorized"))
-    assert [record.levelname for record in caplog.records if record.name == "todo_api.auth"] == ["WARNING"]
+    what = f"{len(identity)} characters" if isinstance(identity, str) else type(identity).__name__
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"refused an identity that no path can address: {what}"
+    ]
 
 
 @pytest.mark.parametrize("identity", ["x", "x" * 255, "...", ".a", "ü\n", "%2F"])

@@ -1,6 +1,7 @@
 """`todo-api dev`: an identity that believes what it is told, and a database whose data stays."""
 
 import http.client
+import re
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -103,6 +104,9 @@ def test_tasks_outlive_the_service_and_its_database(tmp_path: Path) -> None:
             assert httpx2.get(f"{url}/api/alice/tasks", headers=alice).json() == tasks
             created = httpx2.post(f"{url}/api/alice/tasks", headers=alice, json={"title": number.name})
             tasks = [created.json(), *tasks]
+            with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as connection:
+                connection.sendall(b"nonsense\r\n\r\n")
+                assert connection.recv(100).startswith(b"HTTP/1.1 400")
             database = int((data / "postgres" / "postmaster.pid").read_text().partition("\n")[0])
             assert server.stop(number) == 0, server.output()
 
@@ -113,7 +117,8 @@ def test_tasks_outlive_the_service_and_its_database(tmp_path: Path) -> None:
         assert f"listens on {url} " in output
         assert "FOR DEVELOPMENT ONLY" in output
         assert f"curl -H 'Authorization: Bearer alice' {url}/api/alice/tasks" in output
-        assert "POST /api/alice/tasks 201" in output
+        assert "\nWARNING Invalid HTTP request received. [-]\n" in output
+        assert re.search(r"(?m)^INFO POST /api/\{user_id\}/tasks 201 [\d.]+ ms \[[0-9a-f]{32}\]$", output)
 
 
 def is_running(pid: int) -> bool:

@@ -1,4 +1,4 @@
-import logging
+import re
 
 import pytest
 from starlette.testclient import TestClient
@@ -101,26 +101,15 @@ class TestCors:
 
 class TestRequestId:
     @pytest.mark.parametrize("request_id", ["a", "A-z_0.9", "x" * 128])
-    def test_a_sane_one_is_echoed_and_logged(
-        self, client: CheckedClient, caplog: pytest.LogCaptureFixture, request_id: str
-    ) -> None:
-        with caplog.at_level(logging.INFO, "todo_api"):
-            answer = client.get("/health/live", headers={"X-Request-ID": request_id})
+    def test_a_sane_one_is_echoed(self, client: CheckedClient, request_id: str) -> None:
+        answer = client.get("/health/live", headers={"X-Request-ID": request_id})
 
-        assert answer.headers["x-request-id"] == request_id
-        assert f"{request_id} GET /health/live 200 " in caplog.text
+        assert answer.headers.get_list("x-request-id") == [request_id]
 
     @pytest.mark.parametrize("request_id", ["", "x" * 129, "a b", "a\tb", "é", "a;b", "<b>"])
     def test_another_one_is_replaced(self, client: CheckedClient, request_id: str) -> None:
         made = client.get("/health/live", headers={b"X-Request-ID": request_id.encode()}).headers["x-request-id"]
 
+        assert re.fullmatch("[0-9a-f]{32}", made)
         assert made != request_id
         assert made != client.get("/health/live").headers["x-request-id"]
-
-    def test_a_path_cannot_write_lines_into_the_log(
-        self, client: CheckedClient, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        with caplog.at_level(logging.INFO, "todo_api"):
-            client.get("/evil%0A2026-01-01 INFO all is well")
-
-        assert "/evil%0A2026-01-01%20INFO%20all%20is%20well 404" in caplog.text

@@ -63,7 +63,9 @@ async def _identify(request: Request) -> str:
         raise Unauthorized
     identity = user.identity
     if not is_addressable(identity):
-        logger.warning("refused an identity that no path can address: %.300r", identity)
+        # Not what it holds: a layer that went wrong may have put a token there.
+        what = f"{len(identity)} characters" if isinstance(identity, str) else type(identity).__name__
+        logger.warning("refused an identity that no path can address: %s", what)
         raise Unauthorized
     return identity
 

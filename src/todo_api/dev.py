@@ -2,7 +2,6 @@
 
 import atexit
 import fcntl
-import logging
 import os
 import re
 import shutil
@@ -27,6 +26,7 @@ from starlette.authentication import (
 )
 from starlette.requests import HTTPConnection
 
+from todo_api import logs
 from todo_api.auth import is_addressable
 from todo_api.errors import SettingsError
 from todo_api.main import create_app
@@ -144,11 +144,12 @@ def serve() -> None:
             update={"database_url": SecretStr(url), "cors_origins": settings.cors_origins or ORIGINS}
         )
         migrate(settings)
-        logging.basicConfig(format="%(levelname)s %(message)s")
-        logging.getLogger("todo_api").setLevel(logging.INFO)
+        logs.configure(logs.TextFormatter())
         app = create_app(settings, DevelopmentIdentity())
         print(_banner(settings), flush=True)
-        uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning")).run(sockets=[listener])
+        uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, log_level="warning")).run(
+            sockets=[listener]
+        )
 
 
 def _banner(settings: Settings) -> str:

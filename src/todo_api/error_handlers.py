@@ -18,10 +18,14 @@ def error_response(status: int, message: str, headers: Mapping[str, str] | None 
     return JSONResponse({"error": message}, status_code=status, headers=headers)
 
 
-def crash_response(request: Request, error: Exception) -> JSONResponse:
+def crash_response(error: Exception) -> JSONResponse:
     """Answer a fault of the service: the log gets its cause, the client learns nothing."""
-    logger.error("%s crashed", request.scope.get("state", {}).get("request_id", "-"), exc_info=error)
+    logger.error("crashed", exc_info=error)
     return error_response(500, "Internal server error")
+
+
+async def _crash_outside(_: Request, __: Exception) -> JSONResponse:
+    return error_response(500, "Internal server error")  # the server is told of the crash as well, and logs it
 
 
 async def _api_error(_: Request, error: Exception) -> JSONResponse:
@@ -35,7 +39,7 @@ async def _api_error(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _database_unavailable(request: Request, error: Exception) -> JSONResponse:
-    logger.error("%s database unavailable: %r", request.state.request_id, error.__cause__)
+    logger.error("database unavailable: %r", error.__cause__)
     return await _api_error(request, error)
 
 
@@ -48,12 +52,12 @@ async def _http_exception(request: Request, error: Exception) -> JSONResponse:
         matching = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
         methods = sorted({method for route in matching for method in route.methods})
         return error_response(405, "Method not allowed", {"Allow": ", ".join(methods)})
-    return crash_response(request, error)
+    return crash_response(error)
 
 
 def add_error_handlers(app: FastAPI) -> None:
     """Map every error that the application raises to its answer."""
-    app.add_exception_handler(Exception, crash_response)  # only reached by a crash outside the middleware
+    app.add_exception_handler(Exception, _crash_outside)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(DatabaseUnavailable, _database_unavailable)
     app.add_exception_handler(HTTPException, _http_exception)

@@ -35,6 +35,6 @@ async def ready(request: Request) -> Response:
             await request.app.state.database.run(_READY, {}, repeatable=True)
     except (DatabaseUnavailable, asyncpg.PostgresError, TimeoutError) as error:
         cause = error.__cause__ if isinstance(error, DatabaseUnavailable) else error
-        logger.warning("%s not ready: %r", request.state.request_id, cause)
+        logger.warning("not ready: %r", cause)
         return error_response(503, "Service is not ready")
     return JSONResponse({"status": "ok"})

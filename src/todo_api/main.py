@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import logging
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,9 +10,8 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.authentication import AuthenticationBackend
-from starlette.routing import Route
 
-from todo_api import health, middleware, routes
+from todo_api import health, logs, middleware, routes
 from todo_api.auth import load_backend
 from todo_api.database import Database
 from todo_api.error_handlers import add_error_handlers
@@ -45,9 +43,7 @@ def create_app(settings: Settings | None = None, auth_backend: AuthenticationBac
         swagger_ui_oauth2_redirect_url=None,
     )
     for route in app.routes:
-        assert isinstance(route, Route)
-        if not isinstance(route, APIRoute):
-            route.methods = {"GET"}  # FastAPI's own pages: Starlette adds HEAD
+        assert isinstance(route, APIRoute)
         # Python's $ also matches before a line break at the end; a path with one is another path.
         route.path_regex = re.compile(route.path_regex.pattern.removesuffix("$") + r"\Z")
     add_error_handlers(app)
@@ -70,7 +66,7 @@ def __getattr__(name: str) -> FastAPI:
     """Make `todo_api.main:app` for an ASGI server, from the environment; a bad setting ends the process."""
     if name != "app":
         raise AttributeError(name)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs.configure(logs.JSONFormatter())
     try:
         made = globals()["app"] = create_app()  # found here the next time
     except SettingsError as error:
