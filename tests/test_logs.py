@@ -78,6 +78,20 @@ def test_what_is_logged_during_a_request_has_its_id(alice: Person, lines: Lines)
     ]
 
 
+def test_a_row_that_a_constraint_refuses_is_not_quoted(alice: Person, lines: Lines) -> None:
+    sql(alice.database_url, "ALTER TABLE tasks ADD CONSTRAINT polite CHECK (title NOT LIKE '%s3cret%')")
+    try:
+        answer = alice.ask("POST", json={"title": "s3cret-title", "description": "s3cret-description"})
+    finally:
+        sql(alice.database_url, "ALTER TABLE tasks DROP CONSTRAINT polite")
+
+    assert (answer.status_code, answer.json()) == (500, error("Internal server error"))
+    crash, _ = lines()
+    assert 'violates check constraint "polite"' in crash["exception"]
+    assert "s3cret" not in crash["exception"]
+    assert alice.id not in crash["exception"]
+
+
 def record(message: str, arguments: Any, exc_info: Any = None) -> logging.LogRecord:
     return logging.LogRecord("somebody", logging.WARNING, "", 0, message, arguments, exc_info)
 

@@ -153,6 +153,7 @@ class Database:
             self._resting.append(link)
             if lost_a_race(error):
                 raise _Lost(sent=False, may_pass=True) from error
+            error.detail = None  # it quotes whole rows, and what is raised here reaches the log
             raise
         except OSError as error:  # a TimeoutError, for one
             await self._fell_silent(link)
