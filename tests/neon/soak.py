@@ -155,7 +155,7 @@ def main() -> int:
             "AUTH_BACKEND": "tests.api:BearerIsIdentity",
             "PYTHONPATH": str(ROOT),
         }
-        command = ("uvicorn", "todo_api.main:app", "--port", str(port), "--no-access-log")
+        command = ("uvicorn", "todo_api.main:app", "--port", str(port))
         server = stack.enter_context(process(*command, environment=environment, cwd=directory))
         url = f"http://127.0.0.1:{port}"
         wait_for(url, server)

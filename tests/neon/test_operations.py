@@ -68,7 +68,7 @@ def served(neon: Neon, cwd: Path, *options: str) -> Iterator[tuple[str, Process]
         "PYTHONPATH": str(ROOT),
         "COVERAGE_PROCESS_CONFIG": "",  # not measured, and started sooner
     }
-    command = ("uvicorn", "todo_api.main:app", "--port", str(port), "--no-access-log", *options)
+    command = ("uvicorn", "todo_api.main:app", "--port", str(port), *options)
     cwd.mkdir(exist_ok=True)
     with process(*command, environment=environment, cwd=cwd) as server:
         url = f"http://127.0.0.1:{port}"
