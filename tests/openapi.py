@@ -6,7 +6,14 @@ from typing import Any
 import httpx2
 import jsonschema_rs
 
-NO_SCHEMA = ("/health/live", "/health/ready", "/docs", "/openapi.json")
+NO_SCHEMA = (
+    "/health/live",
+    "/health/ready",
+    "/docs",
+    "/docs/swagger-ui-bundle.js",
+    "/docs/swagger-ui.css",
+    "/openapi.json",
+)
 
 
 class Document:

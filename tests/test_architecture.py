@@ -17,7 +17,7 @@ FLOORS = [
     ["tasks"],
     ["auth"],
     ["inputs", "openapi", "error_handlers"],
-    ["routes", "health", "middleware", "telemetry"],
+    ["routes", "health", "middleware", "telemetry", "docs"],
     ["main"],
     ["migrations"],
     ["dev"],

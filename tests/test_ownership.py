@@ -4,11 +4,12 @@ import pytest
 from fastapi.routing import APIRoute
 
 from tests.api import BearerIsIdentity, CheckedClient, Person, error
+from tests.openapi import NO_SCHEMA
 from tests.postgres import settings_for
 from todo_api import tasks
 from todo_api.main import create_app
 
-OPEN = {"/health/live", "/health/ready", "/openapi.json", "/docs"}
+OPEN = set(NO_SCHEMA)
 _app = create_app(settings_for("postgresql://nowhere/nothing"), BearerIsIdentity())
 OPERATIONS = [
     (method, route.path)

@@ -68,5 +68,5 @@ def test_every_setting_is_in_the_table() -> None:
     rows = dict(re.findall(r"(?m)^\| `([A-Z_]+)` \|.*\| (.+?) \|$", README))
 
     assert list(rows) == [name.upper() for name in Settings.model_fields]
-    for name in ("pool_size", "wake_seconds", "data_dir", "port"):
-        assert rows[name.upper()] == f"`{Settings.model_fields[name].default}`"
+    for name in ("pool_size", "wake_seconds", "docs_enabled", "data_dir", "port"):
+        assert rows[name.upper()] == f"`{Settings.model_fields[name].default}`".lower()

@@ -62,6 +62,7 @@ def test_a_file_is_read_where_the_environment_is_silent(tmp_path: Path, monkeypa
         ("POOL_SIZE", "many", "POOL_SIZE cannot be read: it should be a whole number from 1 to 1000."),
         ("WAKE_SECONDS", "soon", "WAKE_SECONDS cannot be read: it should be a number of seconds from 0 to 60."),
         ("WAKE_SECONDS", "61", "WAKE_SECONDS cannot be read: it should be a number of seconds from 0 to 60."),
+        ("DOCS_ENABLED", "maybe", "DOCS_ENABLED cannot be read: it should be true or false."),
         ("PORT", "65536", "PORT cannot be read: it should be a port number from 1 to 65535."),
     ],
 )

@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 from starlette.authentication import AuthenticationBackend
 from starlette.middleware import Middleware
 
-from todo_api import health, logs, middleware, routes, telemetry
+from todo_api import docs, health, logs, middleware, routes, telemetry
 from todo_api.auth import load_backend
 from todo_api.database import Database
 from todo_api.error_handlers import add_error_handlers
@@ -39,13 +39,18 @@ def create_app(settings: Settings | None = None, auth_backend: AuthenticationBac
         title="Todo API",
         version=version("todo-api"),
         summary="Personal task lists.",
-        routes=[*routes.router.routes, *health.router.routes],
+        routes=[
+            *routes.router.routes,
+            *health.router.routes,
+            *(docs.router.routes if settings.docs_enabled else ()),
+        ],
         middleware=stack,
         telemetry=telemetry.config(on=traced),
         lifespan=_lifespan,
         redirect_slashes=False,
+        openapi_url="/openapi.json" if settings.docs_enabled else None,
+        docs_url=None,  # its own would load scripts from elsewhere
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
     )
     for route in app.routes:
         assert isinstance(route, APIRoute)

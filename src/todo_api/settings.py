@@ -19,6 +19,7 @@ _EXPECTED = {
     "CORS_ORIGINS": "origins like https://app.example.com, separated by commas",
     "POOL_SIZE": "a whole number from 1 to 1000",
     "WAKE_SECONDS": "a number of seconds from 0 to 60",
+    "DOCS_ENABLED": "true or false",
     "DATA_DIR": "a path to a directory",
     "PORT": "a port number from 1 to 65535",
 }
@@ -50,6 +51,7 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     pool_size: Annotated[int, Field(ge=1, le=1000)] = 10
     wake_seconds: Annotated[float, Field(ge=0, le=60)] = 10
+    docs_enabled: bool = True
     data_dir: Path = Path(".data")
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
 
