@@ -38,7 +38,7 @@ class _Lost(Exception):
         self.may_pass = may_pass
 
 
-class _Query:
+class Query:
     """A statement as PostgreSQL takes it: its text, and its parameters in the order of their numbers."""
 
     def __init__(self, statement: ClauseElement) -> None:
@@ -53,10 +53,10 @@ class _Query:
         return [values[name] for name in self._names]
 
 
-_query = cache(_Query)  # every statement is made once and kept
+as_query = cache(Query)  # every statement is made once and kept
 
 
-class _Link:
+class Link:
     """A connection, and the statements prepared on it."""
 
     def __init__(self, connection: asyncpg.Connection) -> None:
@@ -82,7 +82,7 @@ class Database:
         self._pool_size = settings.pool_size
         self._wake_seconds = settings.wake_seconds
         self._turns = asyncio.Semaphore(settings.pool_size)  # first come, first served
-        self._resting: deque[_Link] = deque()
+        self._resting: deque[Link] = deque()
 
     async def run(self, statement: ClauseElement, parameters: Mapping[str, object], *, repeatable: bool) -> str | None:
         """Run one statement in one round trip and return the only column of its first row, or None without a row.
@@ -93,10 +93,10 @@ class Database:
         Raises `DatabaseUnavailable` when the database does not answer in time, and `Unauthorized` when the statement
         makes a task for an owner who has no account.
         """
-        query = _query(statement)
+        query = as_query(statement)
         arguments = query.arguments(parameters)
 
-        async def work(link: _Link) -> str | None:
+        async def work(link: Link) -> str | None:
             prepared = await link.prepare(query.text)
             answer: str | None = await prepared.fetchval(*arguments)
             return answer
@@ -106,9 +106,9 @@ class Database:
     async def warm(self, statements: Iterable[ClauseElement]) -> None:
         """Open every connection and prepare the statements on it, so that no request has to."""
 
-        async def work(link: _Link) -> None:
+        async def work(link: Link) -> None:
             for statement in statements:
-                await link.prepare(_query(statement).text)
+                await link.prepare(as_query(statement).text)
             # Preparing opens a transaction, with its locks, that only a statement ends.
             await link.connection.execute("SELECT 1")
 
@@ -119,7 +119,7 @@ class Database:
                 logger.warning("not every connection is warm: %r", failure.__cause__)
                 break
 
-    async def _connected(self, work: Callable[[_Link], Awaitable[T]], *, repeatable: bool) -> T:
+    async def _connected(self, work: Callable[[Link], Awaitable[T]], *, repeatable: bool) -> T:
         """Do some work on a connection, as soon as there is one."""
         now = asyncio.get_running_loop().time
         give_up = now() + self._wake_seconds
@@ -139,7 +139,7 @@ class Database:
         except TimeoutError as error:
             raise DatabaseUnavailable from error
 
-    async def _attempt(self, work: Callable[[_Link], Awaitable[T]]) -> T:
+    async def _attempt(self, work: Callable[[Link], Awaitable[T]]) -> T:
         link = await self._take()
         try:
             answer = await work(link)
@@ -164,7 +164,7 @@ class Database:
         self._resting.append(link)
         return answer
 
-    async def _take(self) -> _Link:
+    async def _take(self) -> Link:
         """Take a connection that rests, or open one."""
         while self._resting:
             link = self._resting.popleft()
@@ -176,9 +176,9 @@ class Database:
             )
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise _Lost(sent=False, may_pass=is_away(error)) from error
-        return _Link(connection)
+        return Link(connection)
 
-    async def _fell_silent(self, link: _Link) -> None:
+    async def _fell_silent(self, link: Link) -> None:
         """Drop a connection that gave no answer, and those at rest, which may be as dead."""
         while self._resting:
             self._resting.popleft().connection.terminate()  # hanging up politely would take seconds for each
@@ -190,7 +190,7 @@ class Database:
             self._resting.popleft().connection.terminate()
 
 
-async def _hang_up(link: _Link) -> None:
+async def _hang_up(link: Link) -> None:
     """Close a connection whose statement may go on: cancel that first, if the server listens."""
     with suppress(asyncpg.PostgresError, OSError):
         await link.connection.close(timeout=HANG_UP_SECONDS)
