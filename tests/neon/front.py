@@ -15,6 +15,8 @@ SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 NO_SNI = "Endpoint ID is not specified. Either please upgrade the postgres client library (libpq) for SNI support"
 # The client's messages after which it waits for an answer: Sync, Flush, Query. Each is a round trip.
 TRIPS = (b"S", b"H", b"Q")
+# Those that have it run a statement: Execute, Query.
+EXECUTIONS = (b"E", b"Q")
 
 
 class Front:
@@ -32,6 +34,7 @@ class Front:
         self._waking = threading.Lock()
         self.port = 0
         self.trips = 0
+        self.statements = 0
         self.connections = 0
         self.server_names: list[str] = []
         # What goes wrong, set by the tests while it runs.
@@ -157,6 +160,7 @@ class Front:
             kind = await client.readexactly(1)
             message = kind + await _untyped(client)
             await sound.wait()
+            self.statements += kind in EXECUTIONS
             if kind in TRIPS:
                 self.trips += 1
                 if self.lose_next_answer and kind == b"S":

@@ -18,7 +18,7 @@ OPERATIONS = [
 
 
 @pytest.mark.parametrize(("method", "path", "body"), OPERATIONS)
-def test_each_operation_is_one_round_trip_from_the_first(
+def test_each_operation_is_one_statement_and_one_round_trip_from_the_first(
     neon: Neon, method: str, path: str, body: dict[str, object] | None
 ) -> None:
     alice = neon.serve()()
@@ -30,9 +30,9 @@ def test_each_operation_is_one_round_trip_from_the_first(
     opened = neon.front.connections
 
     for task_id in [*rows, 2**62, 2**62]:
-        before = neon.front.trips
+        trips, statements = neon.front.trips, neon.front.statements
         answer = alice.ask(method, path.replace("{id}", str(task_id)), json=body)
-        assert neon.front.trips == before + 1
+        assert (neon.front.trips, neon.front.statements) == (trips + 1, statements + 1)
         assert answer.status_code in (200, 201, 204, 404)
     assert neon.front.connections == opened == 4
 
