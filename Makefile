@@ -9,7 +9,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --no-strip-extras --generat
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak check format lock clean
+.PHONY: help run test soak bench bench-growth check format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -23,13 +23,20 @@ test: $(VENV)/ready ## run the whole test suite, on real PostgreSQL
 soak: $(VENV)/ready ## break the database under load for two minutes (SOAK_SECONDS=…), and count what was lost
 	$(BIN)/python -m tests.neon.soak $(SOAK_SECONDS)
 
+bench: $(VENV)/bench ## compare with SQL by hand and with the usual ORM service: three minutes, into docs/performance.md
+	$(BIN)/python -m benchmarks
+
+bench-growth: $(VENV)/bench ## a distant database, a growing table, long lists, more clients: a quarter of an hour
+	$(BIN)/python -m benchmarks.growth
+
 check: $(VENV)/ready ## check format, lint, types, locked requirements, and that models and migrations agree
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	cp requirements*.txt $(VENV)/ && $(COMPILE) -o $(VENV)/requirements.txt \
 		&& $(COMPILE) --extra opentelemetry -o $(VENV)/requirements-opentelemetry.txt \
-		&& $(COMPILE) --group dev -o $(VENV)/requirements-dev.txt
+		&& $(COMPILE) --group dev -o $(VENV)/requirements-dev.txt \
+		&& $(COMPILE) --group dev --group bench -o $(VENV)/requirements-bench.txt
 	for file in requirements*.txt; do diff $$file $(VENV)/$$file || exit 1; done
 	$(BIN)/python -m tests.on_embedded_postgres '$(BIN)/alembic upgrade head && $(BIN)/alembic check'
 
@@ -41,6 +48,7 @@ lock: $(VENV)/ready ## write the locked requirements anew
 	$(COMPILE) --upgrade -o requirements.txt
 	$(COMPILE) --upgrade --extra opentelemetry -o requirements-opentelemetry.txt
 	$(COMPILE) --upgrade --group dev -o requirements-dev.txt
+	$(COMPILE) --group dev --group bench -o requirements-bench.txt
 
 clean: ## remove what can be made again; the data in .data stays
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* htmlcov
@@ -49,4 +57,8 @@ $(VENV)/ready: requirements-dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/bench: $(VENV)/ready requirements-bench.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.txt
 	@touch $@

@@ -1,0 +1,95 @@
+"""The database of the benchmark: a server of its own, filled with many users' tasks."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import asyncpg
+from tests.postgres import settings_for, sql, temporary_server
+
+from benchmarks.processes import cpu_seconds
+from todo_api.migrations import migrate
+
+USERS = 2000
+# What a task of the benchmark says, 60 to 70 characters in all.
+TEXTS = "'Buy milk ' || n, 'Two litres, and the good bread from the market'"
+
+
+class BenchmarkDatabase:
+    """An embedded PostgreSQL with the schema that the migrations make.
+
+    Task 1 belongs to user u1, task 2 to u2, and so on, round and round. Users c1, c2 … own what the load creates, and d
+    what it deletes.
+    """
+
+    def __init__(self, url: str, tasks: int, users: int) -> None:
+        self.url = url
+        self.tasks = tasks
+        self.users = users
+        migrate(settings_for(url))
+        self._add_users(f"'u' || n FROM generate_series(1, {users}) n")
+        self._add_users(f"'c' || n FROM generate_series(1, {users}) n")
+        self._add_users("'d'")
+        self._add_tasks(f"'u' || (n - 1) % {users} + 1", tasks)
+
+    def _add_users(self, ids: str) -> None:
+        new = (
+            f'INSERT INTO "user" (id, name, email, "emailVerified") SELECT id, id, id, true FROM (SELECT {ids}) u (id)'
+        )
+        sql(self.url, new)
+
+    def _add_tasks(self, owner: str, tasks: int) -> None:
+        async def add() -> None:
+            connection = await asyncpg.connect(self.url)
+            # The owners exist; to have each row looked up would take minutes.
+            await connection.execute("SET session_replication_role = replica")
+            await connection.execute(
+                f"INSERT INTO tasks (user_id, title, description) "
+                f"SELECT {owner}, {TEXTS} FROM generate_series(1, {tasks}) n"
+            )
+            await connection.execute("VACUUM (ANALYZE) tasks")
+            await connection.execute("CHECKPOINT")
+            await connection.close()
+
+        asyncio.run(add())
+
+    def own(self, user: str, tasks: int) -> None:
+        """Have one more user with so many tasks."""
+        self._add_users(f"'{user}'")
+        self._add_tasks(f"'{user}'", tasks)
+
+    def doom(self, tasks: int) -> int:
+        """Have the user d own so many tasks to delete and no others, and return the first id of them."""
+        sql(self.url, "DELETE FROM tasks WHERE user_id = 'd'")
+        statement = (
+            "WITH made AS ("
+            "INSERT INTO tasks (user_id, title) SELECT 'd', 'x' FROM generate_series(1, $1) RETURNING id"
+            ") SELECT min(id) AS first FROM made"
+        )
+        first: int = sql(self.url, statement, tasks)[0]["first"]
+        return first
+
+    @property
+    def socket(self) -> str:
+        """The path of the socket that the server listens on."""
+        return str(self._directory / ".s.PGSQL.5432")
+
+    def url_through(self, port: int) -> str:
+        """Make the URL of the same database behind something that listens on a port."""
+        return f"postgresql://postgres@127.0.0.1:{port}/postgres"
+
+    def cpu_seconds(self) -> dict[int, float]:
+        """Tell how long each of the server's processes has been at work."""
+        return cpu_seconds(int((self._directory / "postmaster.pid").read_text().split()[0]))
+
+    @property
+    def _directory(self) -> Path:
+        return Path(sql(self.url, "SHOW data_directory")[0]["data_directory"])
+
+
+@contextmanager
+def benchmark_database(tasks: int, users: int = USERS) -> Iterator[BenchmarkDatabase]:
+    """Run a server with so many tasks, shared evenly by so many users."""
+    with temporary_server() as url:
+        yield BenchmarkDatabase(url, tasks, users)

@@ -1,0 +1,69 @@
+"""Load from a process of its own: wrk where it is installed, Locust from the Python registry where it is not."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).parent
+GENERATOR = "wrk" if shutil.which("wrk") else "Locust"
+OPERATIONS = ("list", "get", "create", "update", "complete", "delete")
+
+
+class Work(NamedTuple):
+    """Which requests to make: of `tasks` that belong to u1, u2 … in turn, and from `doomed` on, to be deleted."""
+
+    operation: str
+    users: int
+    tasks: int
+    doomed: int = 0
+
+
+class Load(NamedTuple):
+    """What came of a load: the percentiles are in milliseconds."""
+
+    requests: int
+    rate: float
+    p50: float
+    p99: float
+
+
+class LoadError(Exception):
+    """The generator did not work, or some request was not answered as it should be."""
+
+
+def apply_load(url: str, work: Work, *, clients: int, seconds: int) -> Load:
+    """Have `clients` make requests for some seconds, each as soon as its last one was answered."""
+    arguments = [str(value) for value in work]
+    if GENERATOR == "wrk":
+        script = str(HERE / "workload.lua")
+        command = [
+            "wrk",
+            "-t1",
+            f"-c{clients}",
+            f"-d{seconds}s",
+            "--timeout",
+            "30s",
+            "-s",
+            script,
+            url,
+            "--",
+            *arguments,
+        ]
+    else:
+        command = [sys.executable, str(HERE / "workload.py"), url, str(clients), str(seconds), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not lines:
+        raise LoadError(done.stdout + done.stderr)
+    result = json.loads(lines[0].removeprefix("RESULT "))
+    if result["failures"]:
+        raise LoadError(f"{result['failures']} of {result['requests']} requests failed: {work} at {url}")
+    return Load(
+        result["requests"],
+        result["requests"] / result["microseconds"] * 1e6,
+        result["p50"] / 1000,
+        result["p99"] / 1000,
+    )

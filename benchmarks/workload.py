@@ -1,0 +1,70 @@
+"""The requests of one operation, for Locust, where there is no wrk: as `workload.lua` makes them.
+
+python workload.py URL CLIENTS SECONDS operation users tasks first-id-to-delete
+"""
+
+import json
+import random
+import statistics
+import sys
+from itertools import count
+from typing import Any
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import gevent  # noqa: E402  # after the patching
+from locust import FastHttpUser, task  # noqa: E402
+from locust.env import Environment  # noqa: E402
+
+URL, CLIENTS, SECONDS, OPERATION, USERS, TASKS, DOOMED = sys.argv[1:]
+METHODS = {"list": "GET", "get": "GET", "create": "POST", "update": "PUT", "complete": "PATCH", "delete": "DELETE"}
+BODIES = {
+    "create": {"title": "Buy milk", "description": "Two litres, and the good bread from the market"},
+    "update": {"title": "Buy oat milk", "description": "Three litres"},
+}
+doomed = count(int(DOOMED))
+
+
+def target() -> tuple[str, str]:
+    """Choose whose path to ask for, and what follows it."""
+    if OPERATION in ("list", "create"):
+        return f"{OPERATION[0].replace('l', 'u')}{random.randint(1, int(USERS))}", ""
+    if OPERATION == "delete":
+        return "d", f"/{next(doomed)}"
+    number = random.randint(1, int(TASKS))
+    return f"u{(number - 1) % int(USERS) + 1}", f"/{number}" + ("/complete" if OPERATION == "complete" else "")
+
+
+class Client(FastHttpUser):
+    """Makes a request as soon as the last one was answered."""
+
+    host = URL
+
+    @task
+    def ask(self) -> None:
+        """Make one request."""
+        user, rest = target()
+        headers = {"Authorization": f"Bearer {user}"}
+        path = f"/api/{user}/tasks{rest}"
+        self.client.request(METHODS[OPERATION], path, name=OPERATION, json=BODIES.get(OPERATION), headers=headers)
+
+
+environment = Environment(user_classes=[Client])
+times: list[float] = []
+events: Any = environment.events
+events.request.add_listener(lambda response_time, **_: times.append(response_time * 1000))
+runner = environment.create_local_runner()
+runner.start(int(CLIENTS), spawn_rate=int(CLIENTS))
+gevent.sleep(float(SECONDS))
+runner.quit()
+hundredths = statistics.quantiles(times, n=100)
+result = {
+    "requests": len(times),
+    "microseconds": float(SECONDS) * 1e6,
+    "p50": hundredths[49],
+    "p99": hundredths[98],
+    "failures": environment.stats.total.num_failures,
+}
+print("RESULT", json.dumps(result))
