@@ -9,7 +9,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --no-strip-extras --generat
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak bench bench-growth check format lock clean
+.PHONY: help run test soak bench bench-growth check format openapi lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -43,6 +43,9 @@ check: $(VENV)/ready ## check format, lint, types, locked requirements, and that
 format: $(VENV)/ready ## format the code and mend what lint can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+openapi: $(VENV)/ready ## write openapi.json anew
+	$(BIN)/python -m tests.openapi
 
 lock: $(VENV)/ready ## write the locked requirements anew
 	$(COMPILE) --upgrade -o requirements.txt

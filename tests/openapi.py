@@ -1,11 +1,17 @@
-"""Holds every answer against the OpenAPI document."""
+"""Holds every answer against the OpenAPI document; run as a command, writes the document down."""
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import jsonschema_rs
 
+from tests.postgres import settings_for
+from todo_api.main import create_app
+
+WRITTEN = Path(__file__).parent.parent / "openapi.json"
 NO_SCHEMA = (
     "/health/live",
     "/health/ready",
@@ -65,3 +71,8 @@ class Document:
                 operation: dict[str, Any] | None = self.document["paths"][template].get(method.lower())
                 return operation
         return None
+
+
+if __name__ == "__main__":
+    said = create_app(settings_for("postgresql://nowhere/nothing")).openapi()
+    WRITTEN.write_text(json.dumps(said, indent=2) + "\n")

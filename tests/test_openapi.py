@@ -1,11 +1,13 @@
 """The document: what it says, to the letter. That answers keep to it is checked with every request of the suite."""
 
+import json
 from typing import Any
 
 import jsonschema_rs
 import pytest
 
 from tests.api import CheckedClient, Person
+from tests.openapi import WRITTEN
 
 OPERATIONS = {
     ("/api/{user_id}/tasks", "get"): ("listTasks", {"200", "400", "401", "404", "500"}),
@@ -27,6 +29,10 @@ def document(client: CheckedClient) -> dict[str, Any]:
 def operation(document: dict[str, Any], path: str, method: str) -> dict[str, Any]:
     found: dict[str, Any] = document["paths"][path][method]
     return found
+
+
+def test_the_one_in_the_repository_is_this_one(document: dict[str, Any]) -> None:
+    assert json.loads(WRITTEN.read_text()) == document, "make openapi writes it anew"
 
 
 def test_it_is_openapi_3_1(document: dict[str, Any]) -> None:
