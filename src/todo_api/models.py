@@ -135,7 +135,9 @@ def _create_schema(schema: dict[str, Any]) -> None:
 def _update_schema(schema: dict[str, Any]) -> None:
     _input_schema(schema)
     schema["example"] = {"description": None, "status": "incomplete"}
-    schema["anyOf"] = [{"required": [name]} for name in schema["properties"]]
+    # Each choice whole: generators of clients make a type of each, and of a bare `required` one that allows anything.
+    whole = {"type": "object", "properties": schema["properties"]}
+    schema["anyOf"] = [{**whole, "required": [name]} for name in schema["properties"]]
 
 
 _Description = Annotated[str | None, PlainValidator(_description), WithJsonSchema(_DESCRIPTION_SCHEMA)]
