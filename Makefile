@@ -4,20 +4,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 COMPILE := $(BIN)/uv pip compile --quiet --universal --no-strip-extras --generate-hashes --python-version 3.11 \
 	--custom-compile-command 'make lock' pyproject.toml
+# The Node.js that the virtual environment brings.
+NPM := PATH="$(CURDIR)/$(BIN):$$PATH" npm --prefix examples
 
 # Compiled files are kept, whatever the environment says: the tests start many processes.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak bench bench-growth check format openapi lock clean
+.PHONY: help run better-auth test soak bench bench-growth check format openapi lock clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 run: $(VENV)/ready ## serve on 127.0.0.1:$PORT (default 8000) with an embedded PostgreSQL, for development
 	@exec $(BIN)/todo-api dev
 
-test: $(VENV)/ready ## run the whole test suite, on real PostgreSQL
+better-auth: $(VENV)/ready examples/node_modules/ready ## serve behind a real Better Auth server, for trying
+	@exec $(BIN)/python -m tests.better_auth
+
+test: $(VENV)/ready examples/node_modules/ready ## run the whole test suite, on real PostgreSQL
 	$(BIN)/pytest --numprocesses 3 --dist worksteal --cov --cov-report=term -rs
 
 soak: $(VENV)/ready ## break the database under load for two minutes (SOAK_SECONDS=…), and count what was lost
@@ -26,13 +31,14 @@ soak: $(VENV)/ready ## break the database under load for two minutes (SOAK_SECON
 bench: $(VENV)/bench ## compare with SQL by hand and with the usual ORM service: three minutes, into docs/performance.md
 	$(BIN)/python -m benchmarks
 
-bench-growth: $(VENV)/bench ## a distant database, a growing table, long lists, more clients: a quarter of an hour
+bench-growth: $(VENV)/bench ## a distant database, a growing table, long lists, more clients: ten minutes
 	$(BIN)/python -m benchmarks.growth
 
-check: $(VENV)/ready ## check format, lint, types, locked requirements, and that models and migrations agree
+check: $(VENV)/ready examples/node_modules/ready ## check format, lint, types, locked requirements, and that models and migrations agree
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+	$(NPM) run --silent check
 	cp requirements*.txt $(VENV)/ && $(COMPILE) -o $(VENV)/requirements.txt \
 		&& $(COMPILE) --extra opentelemetry -o $(VENV)/requirements-opentelemetry.txt \
 		&& $(COMPILE) --group dev -o $(VENV)/requirements-dev.txt \
@@ -52,9 +58,10 @@ lock: $(VENV)/ready ## write the locked requirements anew
 	$(COMPILE) --upgrade --extra opentelemetry -o requirements-opentelemetry.txt
 	$(COMPILE) --upgrade --group dev -o requirements-dev.txt
 	$(COMPILE) --group dev --group bench -o requirements-bench.txt
+	$(NPM) update --package-lock-only
 
 clean: ## remove what can be made again; the data in .data stays
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* htmlcov
+	rm -rf $(VENV) examples/node_modules examples/typescript-client/todo-api.d.ts .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* htmlcov
 
 $(VENV)/ready: requirements-dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -64,4 +71,8 @@ $(VENV)/ready: requirements-dev.txt pyproject.toml
 
 $(VENV)/bench: $(VENV)/ready requirements-bench.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.txt
+	@touch $@
+
+examples/node_modules/ready: $(VENV)/ready examples/package-lock.json
+	$(NPM) ci --ignore-scripts --no-audit --no-fund --loglevel error
 	@touch $@

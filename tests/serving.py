@@ -66,9 +66,11 @@ def process(*command: str, environment: Mapping[str, str], cwd: Path) -> Iterato
 
 
 @contextmanager
-def uvicorn(environment: Mapping[str, str], cwd: Path, *, application: str = "todo_api.main:app") -> Iterator[str]:
+def uvicorn(
+    environment: Mapping[str, str], cwd: Path, *, application: str = "todo_api.main:app", port: int | None = None
+) -> Iterator[str]:
     """Serve `todo_api.main:app` as production does, and yield the URL it answers at."""
-    port = free_port()
+    port = port or free_port()
     command = ("uvicorn", application, "--port", str(port))
     with process(*command, environment=environment, cwd=cwd) as server:
         url = f"http://127.0.0.1:{port}"

@@ -1,0 +1,11 @@
+import { betterAuth } from "better-auth";
+import { jwt } from "better-auth/plugins";
+import { Pool } from "pg";
+
+// BETTER_AUTH_URL and BETTER_AUTH_SECRET are read by Better Auth itself.
+export const auth = betterAuth({
+  database: new Pool({ connectionString: process.env.DATABASE_URL }),
+  emailAndPassword: { enabled: true },
+  user: { deleteUser: { enabled: true } },
+  plugins: [jwt()],
+});
