@@ -256,7 +256,7 @@ def test_keys_that_were_fetched_stay_while_new_ones_cannot_be(
 
 
 def test_a_key_that_is_withdrawn_is_trusted_no_more_once_it_is_stale(
-    keys: KeyServer, monkeypatch: pytest.MonkeyPatch
+    keys: KeyServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(better_auth, "LIFESPAN", 0)
     monkeypatch.setattr(better_auth, "COOL_DOWN", 0)
@@ -266,7 +266,10 @@ def test_a_key_that_is_withdrawn_is_trusted_no_more_once_it_is_stale(
         assert not await is_refused(backend, keys.token())
         keys.publish(jwk("two", OTHER_KEY))
         keys.open.clear()
-        assert not await is_refused(backend, keys.token()), "nobody waits for a key that is known"
+        keys.reached.clear()
+        assert not await is_refused(backend, keys.token())
+        assert await asyncio.to_thread(keys.reached.wait, 10)
+        assert caplog.records == [], "nobody waits for a key that is known, until the fetch is given up"
         keys.open.set()
         assert not await is_refused(backend, keys.token(OTHER_KEY, "two")), "this one waits for the fetch under way"
         assert await is_refused(backend, keys.token())
