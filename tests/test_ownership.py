@@ -1,12 +1,15 @@
 """Yours is yours, on every route there is, those of tomorrow included."""
 
+from typing import Any
+
 import pytest
 from fastapi.routing import APIRoute
+from sqlalchemy import Select
 
 from tests.api import BearerIsIdentity, CheckedClient, Person, error
 from tests.openapi import NO_SCHEMA
 from tests.postgres import settings_for
-from todo_api import tasks
+from todo_api import statements, tasks
 from todo_api.main import create_app
 
 OPEN = set(NO_SCHEMA)
@@ -89,9 +92,10 @@ def test_no_method_of_the_store_takes_an_owner_or_a_user() -> None:
             assert not {"owner", "user", "user_id"} & set(names), name
 
 
-@pytest.mark.parametrize("name", [n for n in vars(tasks) if n.startswith("_") and n.isupper() and n != "_OWNER"])
-def test_every_statement_names_the_owner(name: str) -> None:
-    statement = str(getattr(tasks, name))
+@pytest.mark.parametrize("select", [made for made in vars(statements).values() if isinstance(made, Select)])
+def test_every_statement_names_the_owner(select: Select[Any]) -> None:
+    statement = str(select)
 
+    assert select in statements.STATEMENTS, "every connection has it prepared"
     assert ":owner" in statement
     assert "tasks.user_id = :owner" in statement or "INSERT INTO tasks" in statement

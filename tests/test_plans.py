@@ -14,7 +14,7 @@ from tests.api import Person
 from tests.postgres import migrated_database, sql
 from todo_api.database import as_query
 from todo_api.models import Task
-from todo_api.tasks import STATEMENTS
+from todo_api.statements import STATEMENTS
 
 BY_KEY = {"Index Scan", "Index Only Scan"}
 

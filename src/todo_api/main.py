@@ -19,7 +19,7 @@ from todo_api.error_handlers import add_error_handlers
 from todo_api.errors import SettingsError
 from todo_api.openapi import TodoAPI
 from todo_api.settings import Settings
-from todo_api.tasks import STATEMENTS
+from todo_api.statements import STATEMENTS
 
 
 def create_app(settings: Settings | None = None, auth_backend: AuthenticationBackend | None = None) -> FastAPI:

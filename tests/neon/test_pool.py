@@ -14,7 +14,7 @@ from tests.neon.conftest import Neon
 from tests.postgres import locked, settings_for, sql
 from tests.serving import uvicorn
 from todo_api.database import Database
-from todo_api.tasks import STATEMENTS
+from todo_api.statements import STATEMENTS
 
 CONNECTED = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 

@@ -1,0 +1,110 @@
+"""All SQL about tasks.
+
+Each statement is built once, from the models, and ends in one text column: the answer's JSON, written by PostgreSQL.
+That is one round trip, spares the service reading and writing every task again, and fixes the type of each result, so
+that no later migration can break a prepared statement.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    CTE,
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    Select,
+    Subquery,
+    Text,
+    and_,
+    bindparam,
+    case,
+    cast,
+    delete,
+    func,
+    insert,
+    literal_column,
+    select,
+    update,
+)
+from sqlalchemy.orm import Mapped
+from sqlmodel import col
+
+from todo_api.models import Task
+
+# The owner's rows, and one of them: every statement below starts from these.
+_OWNER: ColumnElement[str] = bindparam("owner", type_=Text)
+_own_tasks = col(Task.user_id) == _OWNER
+_own_task = and_(_own_tasks, col(Task.id) == bindparam("task_id", type_=BigInteger))
+
+
+def _utc(moment: Mapped[datetime]) -> ColumnElement[str]:
+    """Write a time the same way whatever the session's time zone."""
+    pattern: ColumnElement[str] = literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'""")
+    return func.to_char(func.timezone(literal_column("'UTC'"), moment), pattern)
+
+
+_answer = (
+    col(Task.id),
+    col(Task.user_id),
+    col(Task.title),
+    col(Task.description),
+    col(Task.status),
+    _utc(col(Task.created_at)).label("created_at"),
+    _utc(col(Task.updated_at)).label("updated_at"),
+)
+
+
+def _json(rows: CTE | Subquery) -> ColumnElement[Any]:
+    return func.row_to_json(rows.table_valued())
+
+
+def _one(rows: CTE) -> Select[Any]:
+    return select(cast(_json(rows), Text))
+
+
+def _list(*conditions: ColumnElement[bool]) -> Select[Any]:
+    rows = select(*_answer).where(_own_tasks, *conditions).order_by(col(Task.id).desc()).subquery("task")
+    return select(cast(func.coalesce(func.json_agg(_json(rows)), literal_column("'[]'")), Text))
+
+
+# `updated_at` is the task's version: it grows with every change, even within one microsecond of the clock.
+_later = func.greatest(func.now(), col(Task.updated_at) + literal_column("interval '1 microsecond'"))
+_status = bindparam("status", type_=Text)
+_title = bindparam("new_title", type_=Text)
+_description = bindparam("new_description", type_=Text)
+
+LIST = _list()
+LIST_BY_STATUS = _list(col(Task.status) == _status)
+GET = _one(select(*_answer).where(_own_task).cte("task"))
+CREATE = _one(
+    insert(Task).values(user_id=_OWNER, title=_title, description=_description).returning(*_answer).cte("task")
+)
+# One text for every choice of fields: title and status are never null, so null means absent for them.
+UPDATE = _one(
+    update(Task)
+    .where(_own_task)
+    .values(
+        title=func.coalesce(_title, col(Task.title)),
+        description=case((bindparam("has_description", type_=Boolean), _description), else_=col(Task.description)),
+        status=func.coalesce(_status, col(Task.status)),
+        updated_at=_later,
+    )
+    .returning(*_answer)
+    .cte("task")
+)
+# A single UPDATE whatever the status was: a condition on it with a SELECT to fall back on was seen to answer
+# `incomplete` beside a concurrent complete.
+COMPLETE = _one(
+    update(Task)
+    .where(_own_task)
+    .values(
+        status="complete",
+        updated_at=case((col(Task.status) == "complete", col(Task.updated_at)), else_=_later),
+    )
+    .returning(*_answer)
+    .cte("task")
+)
+DELETE = _one(delete(Task).where(_own_task).returning(col(Task.id)).cte("task"))
+
+STATEMENTS = (LIST, LIST_BY_STATUS, GET, CREATE, UPDATE, COMPLETE, DELETE)
