@@ -92,19 +92,27 @@ def test_the_table_of_tasks(empty_database: str) -> None:
     migrate(settings_for(empty_database))
 
     columns = {row.pop("column_name"): row for row in sql(empty_database, COLUMNS, "tasks")}
-    assert list(columns) == ["user_id", "id", "title", "description", "status", "created_at", "updated_at"]
+    assert list(columns) == [
+        "user_id", "id", "title", "description", "status", "created_at", "updated_at",
+        "idempotency_key", "idempotency_fingerprint", "idempotency_request",
+    ]  # fmt: skip
     assert columns["id"]["data_type"] == "bigint"
     assert columns["id"]["identity_generation"] == "ALWAYS"
     assert columns["status"]["column_default"] == "'incomplete'::text"
     assert columns["created_at"] == columns["updated_at"]
     assert columns["created_at"]["data_type"] == "timestamp with time zone"
-    assert {name for name, column in columns.items() if column["is_nullable"] == "YES"} == {"description"}
+    assert {name for name, column in columns.items() if column["is_nullable"] == "YES"} == {
+        "description", "idempotency_key", "idempotency_fingerprint", "idempotency_request",
+    }  # fmt: skip
     assert constraints(empty_database, "tasks") == {
         "tasks_pkey": "PRIMARY KEY (user_id, id)",
         "tasks_user_id_fkey": 'FOREIGN KEY (user_id) REFERENCES "user"(id) ON DELETE CASCADE',
         "tasks_title_length": "CHECK (((char_length(title) >= 1) AND (char_length(title) <= 255)))",
         "tasks_description_length": "CHECK ((char_length(description) <= 5000))",
         "tasks_status_known": "CHECK ((status = ANY (ARRAY['incomplete'::text, 'complete'::text])))",
+        "tasks_idempotency_key_length": (
+            "CHECK (((char_length(idempotency_key) >= 1) AND (char_length(idempotency_key) <= 255)))"
+        ),
     }
     new_account(empty_database, "alice")
     ids = sql(empty_database, "INSERT INTO tasks (user_id, title) VALUES ('alice', 'x') RETURNING id")

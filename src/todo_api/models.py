@@ -2,9 +2,10 @@
 
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
+from uuid import UUID
 
 from pydantic import PlainValidator, WithJsonSchema
-from sqlalchemy import BigInteger, Boolean, CheckConstraint, Identity, Text, func
+from sqlalchemy import BigInteger, Boolean, CheckConstraint, Identity, Index, LargeBinary, Text, Uuid, func, text
 from sqlmodel import Field, SQLModel
 
 from todo_api.errors import BadRequest
@@ -13,6 +14,8 @@ MAX_ID = 2**63 - 1
 MAX_USER_ID = 255
 MAX_TITLE = 255
 MAX_DESCRIPTION = 5000
+MAX_KEY = 255
+KEYED = text("idempotency_key IS NOT NULL")
 STATUSES = ("incomplete", "complete")
 Status = Literal["incomplete", "complete"]
 INVALID_STATUS = "Invalid status value. Must be 'incomplete' or 'complete'"
@@ -72,6 +75,8 @@ class Task(SQLModel, table=True):
         CheckConstraint(f"char_length(title) BETWEEN 1 AND {MAX_TITLE}", name="tasks_title_length"),
         CheckConstraint(f"char_length(description) <= {MAX_DESCRIPTION}", name="tasks_description_length"),
         CheckConstraint("status IN ('incomplete', 'complete')", name="tasks_status_known"),
+        CheckConstraint(f"char_length(idempotency_key) BETWEEN 1 AND {MAX_KEY}", name="tasks_idempotency_key_length"),
+        Index("tasks_idempotency_key", "user_id", "idempotency_key", unique=True, postgresql_where=KEYED),
     )
 
     user_id: str = Field(primary_key=True, sa_type=Text, foreign_key="user.id", ondelete="CASCADE")
@@ -81,6 +86,10 @@ class Task(SQLModel, table=True):
     status: str = Field(sa_type=Text, sa_column_kwargs={"server_default": STATUSES[0]})
     created_at: datetime = Field(sa_column_kwargs={"server_default": func.now()})
     updated_at: datetime = Field(sa_column_kwargs={"server_default": func.now()})
+    # The request that made the task, where it came with a key: its body, and which of those with that body it was.
+    idempotency_key: str | None = Field(default=None, sa_type=Text)
+    idempotency_fingerprint: bytes | None = Field(default=None, sa_type=LargeBinary)
+    idempotency_request: UUID | None = Field(default=None, sa_type=Uuid)
 
 
 def _text(value: object, name: str, limit: int) -> str:

@@ -3,7 +3,7 @@
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from todo_api.errors import MigrationError
 from todo_api.settings import Settings
@@ -29,5 +29,7 @@ def migrate(settings: Settings) -> None:
         raise MigrationError(f"The database's schema is not one that this version can migrate: {error}") from error
     except DBAPIError as error:
         raise MigrationError(f"The database refused the migration: {error.driver_exception}") from error
+    except PendingRollbackError as error:  # how Alembic leaves statements outside of a transaction
+        raise MigrationError("The database broke the migration off. It can be run again.") from error
     except (OSError, TimeoutError) as error:
         raise MigrationError(f"The database cannot be reached for the migration: {error!r}") from error

@@ -1,11 +1,11 @@
-"""Runs migrations for Alembic: all in one transaction, one runner at a time, only ever about this service's tables."""
+"""Runs migrations for Alembic: one runner at a time, each its own transaction, only about this service's tables."""
 
 import asyncio
 
 import asyncpg
 from alembic import context
-from sqlalchemy import Connection, text
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy import Connection, event, text
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 from sqlmodel import SQLModel
 
@@ -16,15 +16,33 @@ from todo_api.models import Task
 from todo_api.settings import Settings
 
 # Any number no other program locks by. Transaction-level locks and settings also hold through a transaction pooler.
-_LOCK = 0x746F646F
-_SET_LOCK_TIMEOUT = text("SELECT set_config('lock_timeout', :milliseconds, true)")
+_TRY_LOCK = text(f"SELECT pg_try_advisory_xact_lock({0x746F646F})")
+# The last statement of the turn: until there is another, the connection keeps the snapshot of a SELECT.
+_STAY = text("SET LOCAL idle_in_transaction_session_timeout = 0")
 
 
-def _wait_for_locks(connection: Connection, seconds: float) -> None:
-    connection.execute(_SET_LOCK_TIMEOUT, {"milliseconds": f"{seconds * 1000:.0f}"})
+async def _take_turn(connection: AsyncConnection) -> None:
+    """Wait for other migrations; the connection's transaction then holds the turn.
+
+    The migration's own transaction ends where an index is built CONCURRENTLY. That waits for every snapshot there is,
+    so nobody may hold one for as long as the turn, or as the wait for it.
+    """
+    try:
+        async with asyncio.timeout(migrations.TURN_SECONDS):
+            while not await connection.scalar(_TRY_LOCK):
+                await connection.rollback()
+                await asyncio.sleep(0.1)
+    except TimeoutError:
+        raise MigrationError("Another migration of this database is still running.") from None
+    await connection.execute(_STAY)
+
+
+def _limit_waiting(connection: Connection) -> None:
+    connection.exec_driver_sql(f"SELECT set_config('lock_timeout', '{migrations.LOCK_SECONDS * 1000:.0f}', true)")
 
 
 def _migrate(connection: Connection) -> None:
+    event.listen(connection, "begin", _limit_waiting)
     context.configure(
         connection=connection,
         target_metadata=SQLModel.metadata,
@@ -33,13 +51,11 @@ def _migrate(connection: Connection) -> None:
         include_object=lambda _object, name, kind, _reflected, _compared: kind != "table" or name == Task.__tablename__,
         autogenerate_plugins=["alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"],
         compare_server_default=True,
+        transaction_per_migration=True,
     )
     if connection.scalar(text("SHOW server_encoding")) != "UTF8":
         raise MigrationError("The database cannot hold every text: its encoding has to be UTF8.")
     with context.begin_transaction():
-        _wait_for_locks(connection, migrations.TURN_SECONDS)
-        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-        _wait_for_locks(connection, migrations.LOCK_SECONDS)
         context.run_migrations()
 
 
@@ -51,8 +67,14 @@ async def _run() -> None:
     async def connect() -> asyncpg.Connection:
         return await asyncpg.connect(**arguments)
 
-    engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool)
-    async with engine.connect() as connection:
+    engine = create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=connect,
+        poolclass=NullPool,
+        isolation_level="READ COMMITTED",  # in a stricter one a transaction keeps its snapshot
+    )
+    async with engine.connect() as turn, engine.connect() as connection:
+        await _take_turn(turn)
         await connection.run_sync(_migrate)
 
 

@@ -1,0 +1,41 @@
+"""Let a task remember the request that made it, so that the same request again makes no second one."""
+
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Add the columns, and the index that keeps a user's keys apart.
+
+    Traffic goes on: the table is locked for no longer than the catalogue takes. An attempt that failed half-way can be
+    made again, and until one succeeds a column is missing, so that the service is not ready.
+    """
+    op.execute("""
+        ALTER TABLE tasks
+            ADD COLUMN IF NOT EXISTS idempotency_key text,
+            DROP CONSTRAINT IF EXISTS tasks_idempotency_key_length,
+            ADD CONSTRAINT tasks_idempotency_key_length CHECK (char_length(idempotency_key) BETWEEN 1 AND 255) NOT VALID
+    """)
+    with op.get_context().autocommit_block():
+        op.execute("ALTER TABLE tasks VALIDATE CONSTRAINT tasks_idempotency_key_length")
+        # Building one that failed leaves it behind, invalid.
+        op.execute("DROP INDEX CONCURRENTLY IF EXISTS tasks_idempotency_key")
+        op.execute("""
+            CREATE UNIQUE INDEX CONCURRENTLY tasks_idempotency_key ON tasks (user_id, idempotency_key)
+            WHERE idempotency_key IS NOT NULL
+        """)
+    op.execute("ALTER TABLE tasks ADD COLUMN idempotency_fingerprint bytea, ADD COLUMN idempotency_request uuid")
+
+
+def downgrade() -> None:
+    """Drop the columns, and with them the index: a request sent again makes a second task again."""
+    op.execute("""
+        ALTER TABLE tasks
+            DROP COLUMN idempotency_request,
+            DROP COLUMN idempotency_fingerprint,
+            DROP COLUMN idempotency_key
+    """)
