@@ -11,12 +11,13 @@ from tests.openapi import WRITTEN
 
 OPERATIONS = {
     ("/api/{user_id}/tasks", "get"): ("listTasks", {"200", "400", "401", "404", "500"}),
-    ("/api/{user_id}/tasks", "post"): ("createTask", {"201", "400", "401", "404", "413", "500"}),
+    ("/api/{user_id}/tasks", "post"): ("createTask", {"201", "400", "401", "404", "409", "413", "500"}),
     ("/api/{user_id}/tasks/{id}", "get"): ("getTask", {"200", "400", "401", "404", "500"}),
     ("/api/{user_id}/tasks/{id}", "put"): ("updateTask", {"200", "400", "401", "404", "413", "500"}),
     ("/api/{user_id}/tasks/{id}", "delete"): ("deleteTask", {"204", "400", "401", "404", "500"}),
     ("/api/{user_id}/tasks/{id}/complete", "patch"): ("completeTask", {"200", "400", "401", "404", "500"}),
 }
+PARAMETERS = {"listTasks": {"status"}, "createTask": {"Idempotency-Key"}}
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,8 @@ def test_its_parameters_have_their_limits(document: dict[str, Any], path: str, m
     if "{id}" in path:
         limits = {"type": "integer", "format": "int64", "minimum": 1, "maximum": 2**63 - 1}
         assert limits.items() <= parameters["id"]["schema"].items()
-    assert ("status" in parameters) == (OPERATIONS[path, method][0] == "listTasks")
+    optional = {name for name, parameter in parameters.items() if parameter["in"] != "path"}
+    assert optional == PARAMETERS.get(OPERATIONS[path, method][0], set())
     assert all(parameter.get("required", False) == (parameter["in"] == "path") for parameter in parameters.values())
 
 

@@ -34,6 +34,13 @@ class TaskNotFound(ApiError):
     message = "Task not found"
 
 
+class KeyReused(ApiError):
+    """The owner made a task with this key before, by a request that asked for another one."""
+
+    status = 409
+    message = "Idempotency-Key was already used for a different request"
+
+
 class BodyTooLarge(ApiError):
     """The body is longer than the service reads."""
 

@@ -11,13 +11,14 @@ from typing import Annotated, Any, Never, cast
 from fastapi import Depends, Request
 
 from todo_api.errors import BadRequest, BodyTooLarge
-from todo_api.models import INVALID_STATUS, MAX_ID, STATUSES, Status, TaskCreate, TaskUpdate
+from todo_api.models import INVALID_STATUS, MAX_ID, MAX_KEY, STATUSES, Status, TaskCreate, TaskUpdate
 
 MAX_BODY = 64 * 1024
 MAX_DEPTH = 1000
 _ID = re.compile("[1-9][0-9]{0,18}")
 # Possessive, and content with a string that never ends: time grows with the length, whatever the text.
 _STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_KEY = re.compile(f"[\\x21-\\x7e]{{1,{MAX_KEY}}}")
 _INVALID_JSON = "Request body must be valid JSON"
 
 
@@ -75,8 +76,7 @@ def _is_too_deep(text: str) -> bool:
 _parse = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite).decode
 
 
-async def _json_object(request: Request) -> dict[str, Any]:
-    body = await _read_body(request)
+def _json_object(request: Request, body: bytes) -> dict[str, Any]:
     if not body:
         raise BadRequest(_INVALID_JSON)
     content_types = request.headers.getlist("content-type")
@@ -94,17 +94,28 @@ async def _json_object(request: Request) -> dict[str, Any]:
     return value
 
 
-async def _new_task(request: Request) -> TaskCreate:
-    return TaskCreate.from_json(await _json_object(request))
+def _idempotency_key(request: Request) -> str | None:
+    keys = request.headers.getlist("idempotency-key")
+    if not keys:
+        return None
+    if len(keys) > 1 or not _KEY.fullmatch(keys[0]):
+        raise BadRequest("Invalid Idempotency-Key")
+    return keys[0]
+
+
+async def _new_task(request: Request) -> tuple[TaskCreate, str | None]:
+    body = await _read_body(request)
+    key = _idempotency_key(request)
+    return TaskCreate.from_json(_json_object(request, body)), key
 
 
 TaskId = Annotated[int, Depends(_task_id)]
 
 
 async def _task_changes(_: TaskId, request: Request) -> TaskUpdate:
-    return TaskUpdate.from_json(await _json_object(request))
+    return TaskUpdate.from_json(_json_object(request, await _read_body(request)))
 
 
 StatusFilter = Annotated[Status | None, Depends(_status_filter)]
-NewTask = Annotated[TaskCreate, Depends(_new_task)]
+NewTask = Annotated[tuple[TaskCreate, str | None], Depends(_new_task)]
 TaskChanges = Annotated[TaskUpdate, Depends(_task_changes)]

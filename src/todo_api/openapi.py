@@ -8,7 +8,8 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from todo_api.models import ID_SCHEMA, STATUSES, USER_ID_SCHEMA, TaskCreate, TaskPublic, TaskUpdate
+from todo_api.errors import BodyTooLarge, DatabaseUnavailable, KeyReused, Unauthorized
+from todo_api.models import ID_SCHEMA, MAX_KEY, STATUSES, USER_ID_SCHEMA, TaskCreate, TaskPublic, TaskUpdate
 
 # Read by hand: to declare them would have FastAPI check them for each request, though every text is one.
 _PATH_PARAMETERS: dict[str, dict[str, Any]] = {
@@ -22,14 +23,29 @@ STATUS_PARAMETER: dict[str, Any] = {
     "schema": {"type": "string", "enum": [*STATUSES, ""]},
     "example": "incomplete",
 }
+KEY_PARAMETER: dict[str, Any] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "Any text of your choice: the same one again, with the same body, makes no second task.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY, "pattern": "^[!-~]+$"},
+    "example": "0b9a7e4c-6d0e-4b1b-8e55-2f1f0f6f6f3c",
+}
+CREATED_HEADERS: dict[str, Any] = {
+    "Location": {"description": "The task's path.", "required": True, "schema": {"type": "string"}},
+    "Idempotency-Replayed": {
+        "description": "The task was there already, made by an earlier request with this key.",
+        "schema": {"type": "string", "const": "true"},
+    },
+}
 _DESCRIPTIONS = {
     400: "The request breaks a rule; the error says which.",
     401: "Nobody is known to be asking.",
     404: "You have no such task, or the path is another user's.",
+    409: "The key was used before, with another title or description.",
     413: "The body is over 64 KiB.",
     500: "The service's fault. With `Retry-After` where its database is away.",
 }
-_EXAMPLES = {401: "Unauthorized", 413: "Request body is too large", 500: "Internal server error"}
+_EXAMPLES = {error.status: error.message for error in (Unauthorized, KeyReused, BodyTooLarge, DatabaseUnavailable)}
 _HEADERS: dict[int, Any] = {
     401: {"WWW-Authenticate": {"required": True, "schema": {"type": "string", "const": "Bearer"}}},
     500: {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}},

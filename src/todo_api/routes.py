@@ -1,7 +1,6 @@
 """The six operations. Their docstrings are the API's documentation."""
 
 import json
-from typing import Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
@@ -10,7 +9,7 @@ from pydantic.alias_generators import to_camel
 from todo_api.auth import OwnerRoute, OwnTasks
 from todo_api.inputs import NewTask, StatusFilter, TaskChanges, TaskId
 from todo_api.models import INVALID_STATUS, TaskPublic
-from todo_api.openapi import STATUS_PARAMETER, body_of, errors
+from todo_api.openapi import CREATED_HEADERS, KEY_PARAMETER, STATUS_PARAMETER, body_of, errors
 
 router = APIRouter(
     prefix="/api/{user_id}/tasks",
@@ -29,9 +28,6 @@ class TaskResponse(Response):
 _NO_USER = "User not found"
 _NO_TASK = "Task not found"
 _NO_ID = "Invalid task ID"
-_LOCATION: dict[int | str, dict[str, Any]] = {
-    201: {"headers": {"Location": {"description": "The task's path.", "required": True, "schema": {"type": "string"}}}}
-}
 
 
 @router.get(
@@ -52,18 +48,23 @@ async def list_tasks(tasks: OwnTasks, status: StatusFilter) -> Response:
     "",
     status_code=201,
     response_model=TaskPublic,
-    responses=errors("Title is required", _NO_USER, 413) | _LOCATION,
-    openapi_extra=body_of("TaskCreate"),
+    responses=errors("Title is required", _NO_USER, 409, 413) | {201: {"headers": CREATED_HEADERS}},
+    openapi_extra=body_of("TaskCreate") | {"parameters": [KEY_PARAMETER]},
 )
-async def create_task(tasks: OwnTasks, task: NewTask, request: Request) -> Response:
+async def create_task(tasks: OwnTasks, new: NewTask, request: Request) -> Response:
     """Create a task; it starts `incomplete`.
 
     Texts are stored exactly as sent. Unknown fields are ignored, `id`, `user_id` and `status` among them.
+
+    With an `Idempotency-Key` it is safe to ask again: as long as the task lives, the same key with the same title and
+    description answers with that task as it now is.
     """
-    created = await tasks.create(task)
+    task, key = new
+    created, is_replay = await tasks.create_once(task, key) if key else (await tasks.create(task), False)
     owner = quote(request.path_params["user_id"], safe="")
     location = f"{quote(request.scope.get('root_path', ''))}/api/{owner}/tasks/{json.loads(created)['id']}"
-    return TaskResponse(created, status_code=201, headers={"Location": location})
+    headers = {"Location": location} | ({"Idempotency-Replayed": "true"} if is_replay else {})
+    return TaskResponse(created, status_code=201, headers=headers)
 
 
 @router.get("/{id}", response_model=TaskPublic, responses=errors(_NO_ID, _NO_TASK))

@@ -13,9 +13,11 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     ColumnElement,
+    LargeBinary,
     Select,
     Subquery,
     Text,
+    Uuid,
     and_,
     bindparam,
     case,
@@ -27,10 +29,11 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Mapped
 from sqlmodel import col
 
-from todo_api.models import Task
+from todo_api.models import KEYED, Task
 
 # The owner's rows, and one of them: every statement below starts from these.
 _OWNER: ColumnElement[str] = bindparam("owner", type_=Text)
@@ -73,6 +76,8 @@ _later = func.greatest(func.now(), col(Task.updated_at) + literal_column("interv
 _status = bindparam("status", type_=Text)
 _title = bindparam("new_title", type_=Text)
 _description = bindparam("new_description", type_=Text)
+_fingerprint = bindparam("fingerprint", type_=LargeBinary)
+_request = bindparam("request", type_=Uuid)
 
 LIST = _list()
 LIST_BY_STATUS = _list(col(Task.status) == _status)
@@ -80,6 +85,35 @@ GET = _one(select(*_answer).where(_own_task).cte("task"))
 CREATE = _one(
     insert(Task).values(user_id=_OWNER, title=_title, description=_description).returning(*_answer).cte("task")
 )
+# The same key again finds the task it made, one whose insertion is still under way included, and rewrites its key as
+# it is: DO NOTHING returns no row, and a SELECT beside it may not see the task. The answer's first word says what came.
+_kept = (
+    postgresql.insert(Task)
+    .values(
+        user_id=_OWNER,
+        title=_title,
+        description=_description,
+        idempotency_key=bindparam("key", type_=Text),
+        idempotency_fingerprint=_fingerprint,
+        idempotency_request=_request,
+    )
+    .on_conflict_do_update(
+        index_elements=["user_id", "idempotency_key"],
+        index_where=KEYED,
+        set_={"idempotency_key": col(Task.idempotency_key)},
+    )
+    .returning(
+        *_answer,
+        case(
+            (col(Task.idempotency_request) == _request, literal_column("'created '")),
+            (col(Task.idempotency_fingerprint) == _fingerprint, literal_column("'replayed '")),
+            else_=literal_column("'reused '"),
+        ).label("outcome"),
+    )
+    .cte("kept")
+)
+_kept_task = select(*[column for column in _kept.c if column.name != "outcome"]).cte("task")
+CREATE_ONCE = select(func.concat(select(_kept.c.outcome).scalar_subquery(), _json(_kept_task)))
 # One text for every choice of fields: title and status are never null, so null means absent for them.
 UPDATE = _one(
     update(Task)
@@ -107,4 +141,4 @@ COMPLETE = _one(
 )
 DELETE = _one(delete(Task).where(_own_task).returning(col(Task.id)).cte("task"))
 
-STATEMENTS = (LIST, LIST_BY_STATUS, GET, CREATE, UPDATE, COMPLETE, DELETE)
+STATEMENTS = (LIST, LIST_BY_STATUS, GET, CREATE, CREATE_ONCE, UPDATE, COMPLETE, DELETE)

@@ -1,10 +1,14 @@
 """One owner's tasks, as the JSON that the database wrote about them."""
 
+import json
+from hashlib import sha256
+from uuid import uuid4
+
 from sqlalchemy import ClauseElement
 
 from todo_api import statements
 from todo_api.database import Database
-from todo_api.errors import TaskNotFound
+from todo_api.errors import KeyReused, TaskNotFound
 from todo_api.models import Status, TaskCreate, TaskUpdate
 
 
@@ -27,6 +31,25 @@ class TaskStore:
     async def create(self, task: TaskCreate) -> str:
         """Create a task; raise `Unauthorized` if the owner has no account."""
         return await self._run(statements.CREATE, new_title=task.title, new_description=task.description)
+
+    async def create_once(self, task: TaskCreate, key: str) -> tuple[str, bool]:
+        """Create a task, unless there is one that was created with this key; tell whether there was.
+
+        Raises `KeyReused` where that was asked for by another title or description, and `Unauthorized` as `create`.
+        """
+        answer = await self._run(
+            statements.CREATE_ONCE,
+            repeatable=True,
+            new_title=task.title,
+            new_description=task.description,
+            key=key,
+            fingerprint=sha256(json.dumps([task.title, task.description]).encode()).digest(),
+            request=uuid4(),
+        )
+        outcome, _, created = answer.partition(" ")
+        if outcome == "reused":
+            raise KeyReused
+        return created, outcome == "replayed"
 
     async def get(self, task_id: int) -> str:
         """Get one task."""

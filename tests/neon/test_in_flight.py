@@ -88,6 +88,19 @@ def test_what_cannot_apply_twice_is_repeated(neon: Neon, method: str, path: str)
     assert not neon.front.lose_next_answer
 
 
+def test_a_create_with_a_key_is_repeated_and_makes_one_task(neon: Neon) -> None:
+    alice = neon.serve(pool_size=1)()
+    alice.ask("POST", json={"title": "old"}, headers={"Idempotency-Key": "old"})
+    neon.front.lose_next_answer = True
+
+    answer = alice.ask("POST", json={"title": "new"}, headers={"Idempotency-Key": "new"})
+
+    assert not neon.front.lose_next_answer
+    assert (answer.status_code, answer.json()["title"]) == (201, "new")
+    assert "idempotency-replayed" not in answer.headers, "to its client it is the first"
+    assert [row["title"] for row in alice.stored()] == ["new", "old"]
+
+
 NOT_REPEATED: list[tuple[str, str, Any]] = [
     ("POST", "", {"title": "new"}),
     ("PUT", "/{id}", {"title": "new"}),

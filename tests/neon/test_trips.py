@@ -5,21 +5,23 @@ import pytest
 from tests.neon.conftest import Neon
 from tests.postgres import sql
 
-OPERATIONS = [
-    ("GET", "", None),
-    ("GET", "?status=complete", None),
-    ("POST", "", {"title": "x"}),
-    ("GET", "/{id}", None),
-    ("PUT", "/{id}", {"title": "y"}),
-    ("PUT", "/{id}", {"description": None, "status": "complete"}),
-    ("PATCH", "/{id}/complete", None),
-    ("DELETE", "/{id}", None),
+Body = dict[str, object] | None
+OPERATIONS: list[tuple[str, str, Body, dict[str, str]]] = [
+    ("GET", "", None, {}),
+    ("GET", "?status=complete", None, {}),
+    ("POST", "", {"title": "x"}, {}),
+    ("POST", "", {"title": "x"}, {"Idempotency-Key": "k"}),
+    ("GET", "/{id}", None, {}),
+    ("PUT", "/{id}", {"title": "y"}, {}),
+    ("PUT", "/{id}", {"description": None, "status": "complete"}, {}),
+    ("PATCH", "/{id}/complete", None, {}),
+    ("DELETE", "/{id}", None, {}),
 ]
 
 
-@pytest.mark.parametrize(("method", "path", "body"), OPERATIONS)
+@pytest.mark.parametrize(("method", "path", "body", "headers"), OPERATIONS)
 def test_each_operation_is_one_statement_and_one_round_trip_from_the_first(
-    neon: Neon, method: str, path: str, body: dict[str, object] | None
+    neon: Neon, method: str, path: str, body: Body, headers: dict[str, str]
 ) -> None:
     alice = neon.serve()()
     rows = [
@@ -31,7 +33,7 @@ def test_each_operation_is_one_statement_and_one_round_trip_from_the_first(
 
     for task_id in [*rows, 2**62, 2**62]:
         trips, statements = neon.front.trips, neon.front.statements
-        answer = alice.ask(method, path.replace("{id}", str(task_id)), json=body)
+        answer = alice.ask(method, path.replace("{id}", str(task_id)), json=body, headers=headers)
         assert (neon.front.trips, neon.front.statements) == (trips + 1, statements + 1)
         assert answer.status_code in (200, 201, 204, 404)
     assert neon.front.connections == opened == 4
@@ -49,13 +51,14 @@ def test_a_refused_request_asks_the_database_nothing(neon: Neon) -> None:
         alice.ask("GET", "/0"),
         alice.ask("GET", "?status=x"),
         alice.ask("POST", json={}),
+        alice.ask("POST", json={"title": "x"}, headers={"Idempotency-Key": ""}),
         alice.ask("PUT", "/1", content=b"{"),
         alice.ask("POST", content=b"x" * 70_000),
         alice.ask("PUT"),
         alice.client.get("/health/live"),
     ]
 
-    assert [answer.status_code for answer in answers] == [401, 404, 404, 400, 400, 400, 400, 413, 405, 200]
+    assert [answer.status_code for answer in answers] == [401, 404, 404, 400, 400, 400, 400, 400, 413, 405, 200]
     assert neon.front.trips == before
 
 
