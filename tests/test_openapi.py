@@ -10,14 +10,18 @@ from tests.api import CheckedClient, Person
 from tests.openapi import WRITTEN
 
 OPERATIONS = {
-    ("/api/{user_id}/tasks", "get"): ("listTasks", {"200", "400", "401", "404", "500"}),
+    ("/api/{user_id}/tasks", "get"): ("listTasks", {"200", "304", "400", "401", "404", "500"}),
     ("/api/{user_id}/tasks", "post"): ("createTask", {"201", "400", "401", "404", "409", "413", "500"}),
-    ("/api/{user_id}/tasks/{id}", "get"): ("getTask", {"200", "400", "401", "404", "500"}),
-    ("/api/{user_id}/tasks/{id}", "put"): ("updateTask", {"200", "400", "401", "404", "413", "500"}),
-    ("/api/{user_id}/tasks/{id}", "delete"): ("deleteTask", {"204", "400", "401", "404", "500"}),
-    ("/api/{user_id}/tasks/{id}/complete", "patch"): ("completeTask", {"200", "400", "401", "404", "500"}),
+    ("/api/{user_id}/tasks/{id}", "get"): ("getTask", {"200", "304", "400", "401", "404", "500"}),
+    ("/api/{user_id}/tasks/{id}", "put"): ("updateTask", {"200", "400", "401", "404", "412", "413", "500"}),
+    ("/api/{user_id}/tasks/{id}", "delete"): ("deleteTask", {"204", "400", "401", "404", "412", "500"}),
+    ("/api/{user_id}/tasks/{id}/complete", "patch"): ("completeTask", {"200", "400", "401", "404", "412", "500"}),
 }
-PARAMETERS = {"listTasks": {"status"}, "createTask": {"Idempotency-Key"}}
+PARAMETERS = {
+    "listTasks": {"status", "If-None-Match"},
+    "createTask": {"Idempotency-Key"},
+    "getTask": {"If-None-Match"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +67,7 @@ def test_every_code_has_its_schema(document: dict[str, Any], path: str, method: 
         return {"$ref": f"#/components/schemas/{name}"}
 
     for code, response in operation(document, path, method)["responses"].items():
-        if code == "204":
+        if code in ("204", "304"):
             assert "content" not in response
             continue
         assert response["content"].keys() == {"application/json"}
@@ -96,6 +100,13 @@ def test_its_parameters_have_their_limits(document: dict[str, Any], path: str, m
     optional = {name for name, parameter in parameters.items() if parameter["in"] != "path"}
     assert optional == PARAMETERS.get(OPERATIONS[path, method][0], set())
     assert all(parameter.get("required", False) == (parameter["in"] == "path") for parameter in parameters.values())
+
+
+@pytest.mark.parametrize(("path", "method"), OPERATIONS)
+def test_what_only_the_service_can_make_is_told_in_words(document: dict[str, Any], path: str, method: str) -> None:
+    described = operation(document, path, method)
+
+    assert ("If-Match" in described["description"]) == ("412" in described["responses"])
 
 
 def test_a_bearer_token_is_asked_for_everywhere(document: dict[str, Any]) -> None:

@@ -41,6 +41,13 @@ class KeyReused(ApiError):
     message = "Idempotency-Key was already used for a different request"
 
 
+class TaskChanged(ApiError):
+    """The task is no longer the version that its client knows."""
+
+    status = 412
+    message = "Task was changed by another request"
+
+
 class BodyTooLarge(ApiError):
     """The body is longer than the service reads."""
 

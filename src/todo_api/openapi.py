@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from todo_api.errors import BodyTooLarge, DatabaseUnavailable, KeyReused, Unauthorized
+from todo_api.errors import BodyTooLarge, DatabaseUnavailable, KeyReused, TaskChanged, Unauthorized
 from todo_api.models import ID_SCHEMA, MAX_KEY, STATUSES, USER_ID_SCHEMA, TaskCreate, TaskPublic, TaskUpdate
 
 # Read by hand: to declare them would have FastAPI check them for each request, though every text is one.
@@ -30,7 +30,24 @@ KEY_PARAMETER: dict[str, Any] = {
     "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY, "pattern": "^[!-~]+$"},
     "example": "0b9a7e4c-6d0e-4b1b-8e55-2f1f0f6f6f3c",
 }
-CREATED_HEADERS: dict[str, Any] = {
+IF_NONE_MATCH_PARAMETER: dict[str, Any] = {
+    "name": "If-None-Match",
+    "in": "header",
+    "description": "The `ETag` of what you have: if it is still that, the answer is a 304 without a body.",
+    "schema": {"type": "string"},
+}
+# `If-Match` and `cursor` are told in words: only this service can make their values, and whoever makes up requests from
+# the document, as Schemathesis does, would hold it against the service that it refuses all others.
+_ETAG: dict[str, Any] = {
+    "ETag": {
+        "description": "The version: good for `If-None-Match` and, that of a task, for `If-Match`.",
+        "required": True,
+        "schema": {"type": "string", "pattern": '^".+"$'},
+    }
+}
+TAGGED: dict[int | str, Any] = {200: {"headers": _ETAG}}
+READ: dict[int | str, Any] = TAGGED | {304: {"description": "You have it already.", "headers": _ETAG}}
+CREATED_HEADERS: dict[str, Any] = _ETAG | {
     "Location": {"description": "The task's path.", "required": True, "schema": {"type": "string"}},
     "Idempotency-Replayed": {
         "description": "The task was there already, made by an earlier request with this key.",
@@ -42,10 +59,13 @@ _DESCRIPTIONS = {
     401: "Nobody is known to be asking.",
     404: "You have no such task, or the path is another user's.",
     409: "The key was used before, with another title or description.",
+    412: "The task is no longer the version that `If-Match` names.",
     413: "The body is over 64 KiB.",
     500: "The service's fault. With `Retry-After` where its database is away.",
 }
-_EXAMPLES = {error.status: error.message for error in (Unauthorized, KeyReused, BodyTooLarge, DatabaseUnavailable)}
+_EXAMPLES = {
+    error.status: error.message for error in (Unauthorized, KeyReused, TaskChanged, BodyTooLarge, DatabaseUnavailable)
+}
 _HEADERS: dict[int, Any] = {
     401: {"WWW-Authenticate": {"required": True, "schema": {"type": "string", "const": "Bearer"}}},
     500: {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}},

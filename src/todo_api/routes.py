@@ -7,9 +7,19 @@ from fastapi import APIRouter, Request, Response
 from pydantic.alias_generators import to_camel
 
 from todo_api.auth import OwnerRoute, OwnTasks
+from todo_api.conditions import expected_versions, is_known, list_tag, task_tag
 from todo_api.inputs import NewTask, StatusFilter, TaskChanges, TaskId
 from todo_api.models import INVALID_STATUS, TaskPublic
-from todo_api.openapi import CREATED_HEADERS, KEY_PARAMETER, STATUS_PARAMETER, body_of, errors
+from todo_api.openapi import (
+    CREATED_HEADERS,
+    IF_NONE_MATCH_PARAMETER,
+    KEY_PARAMETER,
+    READ,
+    STATUS_PARAMETER,
+    TAGGED,
+    body_of,
+    errors,
+)
 
 router = APIRouter(
     prefix="/api/{user_id}/tasks",
@@ -25,6 +35,13 @@ class TaskResponse(Response):
     media_type = "application/json"
 
 
+def _unless_known(request: Request, answer: str, tag: str) -> Response:
+    """Send what was read, unless the client has it already."""
+    if is_known(tag, request.headers):
+        return Response(status_code=304, headers={"ETag": tag})
+    return TaskResponse(answer, headers={"ETag": tag})
+
+
 _NO_USER = "User not found"
 _NO_TASK = "Task not found"
 _NO_ID = "Invalid task ID"
@@ -33,15 +50,16 @@ _NO_ID = "Invalid task ID"
 @router.get(
     "",
     response_model=list[TaskPublic],
-    responses=errors(INVALID_STATUS, _NO_USER),
-    openapi_extra={"parameters": [STATUS_PARAMETER]},
+    responses=errors(INVALID_STATUS, _NO_USER) | READ,
+    openapi_extra={"parameters": [STATUS_PARAMETER, IF_NONE_MATCH_PARAMETER]},
 )
-async def list_tasks(tasks: OwnTasks, status: StatusFilter) -> Response:
+async def list_tasks(tasks: OwnTasks, status: StatusFilter, request: Request) -> Response:
     """List your tasks, newest first.
 
     The whole list comes back, never a part of it; `[]` when it is empty. `status` keeps only the tasks in that status.
     """
-    return TaskResponse(await tasks.list(status))
+    listed = await tasks.list(status)
+    return _unless_known(request, listed, list_tag(listed))
 
 
 @router.post(
@@ -63,42 +81,67 @@ async def create_task(tasks: OwnTasks, new: NewTask, request: Request) -> Respon
     created, is_replay = await tasks.create_once(task, key) if key else (await tasks.create(task), False)
     owner = quote(request.path_params["user_id"], safe="")
     location = f"{quote(request.scope.get('root_path', ''))}/api/{owner}/tasks/{json.loads(created)['id']}"
-    headers = {"Location": location} | ({"Idempotency-Replayed": "true"} if is_replay else {})
+    headers = {"Location": location, "ETag": task_tag(created)} | (
+        {"Idempotency-Replayed": "true"} if is_replay else {}
+    )
     return TaskResponse(created, status_code=201, headers=headers)
 
 
-@router.get("/{id}", response_model=TaskPublic, responses=errors(_NO_ID, _NO_TASK))
-async def get_task(task_id: TaskId, tasks: OwnTasks) -> Response:
+@router.get(
+    "/{id}",
+    response_model=TaskPublic,
+    responses=errors(_NO_ID, _NO_TASK) | READ,
+    openapi_extra={"parameters": [IF_NONE_MATCH_PARAMETER]},
+)
+async def get_task(task_id: TaskId, tasks: OwnTasks, request: Request) -> Response:
     """Get one of your tasks."""
-    return TaskResponse(await tasks.get(task_id))
+    task = await tasks.get(task_id)
+    return _unless_known(request, task, task_tag(task))
 
 
 @router.put(
     "/{id}",
     response_model=TaskPublic,
-    responses=errors(_NO_ID, _NO_TASK, 413),
+    responses=errors(_NO_ID, _NO_TASK, 412, 413) | TAGGED,
     openapi_extra=body_of("TaskUpdate"),
 )
-async def update_task(task_id: TaskId, tasks: OwnTasks, changes: TaskChanges) -> Response:
+async def update_task(task_id: TaskId, tasks: OwnTasks, changes: TaskChanges, request: Request) -> Response:
     """Change the fields that are present: `title`, `description` or `status`, at least one.
 
     Absent fields keep their values, and null clears the description. `status` is the way to reopen a task. Of
     concurrent updates the last one wins, field by field.
+
+    With `If-Match` and the `ETag` of the version you know, a task that has changed since is left as it is, with a 412.
     """
-    return TaskResponse(await tasks.update(task_id, changes))
+    task = await tasks.update(task_id, changes, expected_versions(task_id, request.headers))
+    return TaskResponse(task, headers={"ETag": task_tag(task)})
 
 
-@router.delete("/{id}", status_code=204, responses=errors(_NO_ID, _NO_TASK))
-async def delete_task(task_id: TaskId, tasks: OwnTasks) -> Response:
-    """Delete one of your tasks. A second time it is not found."""
-    await tasks.delete(task_id)
+@router.delete(
+    "/{id}",
+    status_code=204,
+    responses=errors(_NO_ID, _NO_TASK, 412),
+)
+async def delete_task(task_id: TaskId, tasks: OwnTasks, request: Request) -> Response:
+    """Delete one of your tasks. A second time it is not found.
+
+    With `If-Match` and the `ETag` of the version you know, a task that has changed since is left as it is, with a 412.
+    """
+    await tasks.delete(task_id, expected_versions(task_id, request.headers))
     return Response(status_code=204)
 
 
-@router.patch("/{id}/complete", response_model=TaskPublic, responses=errors(_NO_ID, _NO_TASK))
-async def complete_task(task_id: TaskId, tasks: OwnTasks) -> Response:
+@router.patch(
+    "/{id}/complete",
+    response_model=TaskPublic,
+    responses=errors(_NO_ID, _NO_TASK, 412) | TAGGED,
+)
+async def complete_task(task_id: TaskId, tasks: OwnTasks, request: Request) -> Response:
     """Set a task to `complete`.
 
     Repeating it changes nothing, `updated_at` included, so it is safe to retry. A body is ignored.
+
+    With `If-Match` and the `ETag` of the version you know, a task that has changed since is left as it is, with a 412.
     """
-    return TaskResponse(await tasks.complete(task_id))
+    task = await tasks.complete(task_id, expected_versions(task_id, request.headers))
+    return TaskResponse(task, headers={"ETag": task_tag(task)})

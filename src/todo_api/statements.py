@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     CTE,
     BigInteger,
     Boolean,
@@ -19,6 +20,7 @@ from sqlalchemy import (
     Text,
     Uuid,
     and_,
+    any_,
     bindparam,
     case,
     cast,
@@ -115,7 +117,7 @@ _kept = (
 _kept_task = select(*[column for column in _kept.c if column.name != "outcome"]).cte("task")
 CREATE_ONCE = select(func.concat(select(_kept.c.outcome).scalar_subquery(), _json(_kept_task)))
 # One text for every choice of fields: title and status are never null, so null means absent for them.
-UPDATE = _one(
+_update = (
     update(Task)
     .where(_own_task)
     .values(
@@ -125,11 +127,10 @@ UPDATE = _one(
         updated_at=_later,
     )
     .returning(*_answer)
-    .cte("task")
 )
 # A single UPDATE whatever the status was: a condition on it with a SELECT to fall back on was seen to answer
 # `incomplete` beside a concurrent complete.
-COMPLETE = _one(
+_complete = (
     update(Task)
     .where(_own_task)
     .values(
@@ -137,8 +138,34 @@ COMPLETE = _one(
         updated_at=case((col(Task.status) == "complete", col(Task.updated_at)), else_=_later),
     )
     .returning(*_answer)
-    .cte("task")
 )
-DELETE = _one(delete(Task).where(_own_task).returning(col(Task.id)).cte("task"))
+_delete = delete(Task).where(_own_task).returning(col(Task.id))
+UPDATE, COMPLETE, DELETE = (_one(write.cte("task")) for write in (_update, _complete, _delete))
 
-STATEMENTS = (LIST, LIST_BY_STATUS, GET, CREATE, CREATE_ONCE, UPDATE, COMPLETE, DELETE)
+# Only the versions the client knows are written. Where the task is another by now the answer is empty, and where there
+# is none, null. Locked, so that a task deleted while the write waited is gone here too.
+_is_known = _utc(col(Task.updated_at)) == any_(bindparam("versions", type_=ARRAY(Text)))
+
+
+def _if_known(write: CTE) -> Select[Any]:
+    still_there: Select[Any] = select(literal_column("''")).where(_own_task).with_for_update(read=True, key_share=True)
+    return select(func.coalesce(_one(write).scalar_subquery(), still_there.scalar_subquery()))
+
+
+UPDATE_IF, COMPLETE_IF, DELETE_IF = (
+    _if_known(write.where(_is_known).cte("task")) for write in (_update, _complete, _delete)
+)
+
+STATEMENTS = (
+    LIST,
+    LIST_BY_STATUS,
+    GET,
+    CREATE,
+    CREATE_ONCE,
+    UPDATE,
+    UPDATE_IF,
+    COMPLETE,
+    COMPLETE_IF,
+    DELETE,
+    DELETE_IF,
+)

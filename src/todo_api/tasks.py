@@ -8,14 +8,18 @@ from sqlalchemy import ClauseElement
 
 from todo_api import statements
 from todo_api.database import Database
-from todo_api.errors import KeyReused, TaskNotFound
+from todo_api.errors import KeyReused, TaskChanged, TaskNotFound
 from todo_api.models import Status, TaskCreate, TaskUpdate
+
+# The `updated_at` of the versions of a task that may be changed; None means any.
+Versions = list[str] | None
 
 
 class TaskStore:
     """The tasks of one owner, as JSON text. No other task can be seen or touched through it.
 
-    Every method is one statement. Those about a single task raise `TaskNotFound` where the owner has no such task.
+    Every method is one statement. Those about a single task raise `TaskNotFound` where the owner has no such task, and
+    those that take `versions` raise `TaskChanged` where it is none of them.
     """
 
     def __init__(self, database: Database, owner: str) -> None:
@@ -55,10 +59,11 @@ class TaskStore:
         """Get one task."""
         return await self._run(statements.GET, repeatable=True, task_id=task_id)
 
-    async def update(self, task_id: int, changes: TaskUpdate) -> str:
+    async def update(self, task_id: int, changes: TaskUpdate, versions: Versions = None) -> str:
         """Change the fields that `changes` holds, and no others."""
-        return await self._run(
-            statements.UPDATE,
+        return await self._write(
+            (statements.UPDATE, statements.UPDATE_IF),
+            versions,
             task_id=task_id,
             new_title=changes.title,
             has_description="description" in changes.model_fields_set,
@@ -66,13 +71,30 @@ class TaskStore:
             status=changes.status,
         )
 
-    async def complete(self, task_id: int) -> str:
+    async def complete(self, task_id: int, versions: Versions = None) -> str:
         """Set the status to complete; change nothing if it is."""
-        return await self._run(statements.COMPLETE, repeatable=True, task_id=task_id)
+        pair = (statements.COMPLETE, statements.COMPLETE_IF)
+        return await self._write(pair, versions, repeatable=True, task_id=task_id)
 
-    async def delete(self, task_id: int) -> None:
+    async def delete(self, task_id: int, versions: Versions = None) -> None:
         """Delete a task."""
-        await self._run(statements.DELETE, task_id=task_id)
+        await self._write((statements.DELETE, statements.DELETE_IF), versions, task_id=task_id)
+
+    async def _write(
+        self,
+        statement: tuple[Executable, Executable],
+        versions: Versions,
+        *,
+        repeatable: bool = False,
+        **parameters: object,
+    ) -> str:
+        """Run the first statement, or the second for some versions only; a repetition of that would find another."""
+        if versions is None:
+            return await self._run(statement[0], repeatable=repeatable, **parameters)
+        answer = await self._run(statement[1], repeatable=False, versions=versions, **parameters)
+        if not answer:
+            raise TaskChanged
+        return answer
 
     async def _run(self, statement: ClauseElement, *, repeatable: bool = False, **parameters: object) -> str:
         answer = await self._database.run(statement, {"owner": self._owner, **parameters}, repeatable=repeatable)

@@ -101,6 +101,20 @@ def test_a_create_with_a_key_is_repeated_and_makes_one_task(neon: Neon) -> None:
     assert [row["title"] for row in alice.stored()] == ["new", "old"]
 
 
+@pytest.mark.parametrize(("tag", "status"), [("{}", 500), ("*", 200)])
+def test_a_complete_that_only_means_one_version_is_not_repeated(neon: Neon, tag: str, status: int) -> None:
+    alice = neon.serve(pool_size=1)()
+    path = f"/{alice.create()['id']}"
+    tag = tag.replace("{}", alice.ask("GET", path).headers["etag"])
+    neon.front.lose_next_answer = True
+
+    answer = alice.ask("PATCH", f"{path}/complete", headers={"If-Match": tag})
+
+    assert not neon.front.lose_next_answer
+    assert answer.status_code == status
+    assert [row["status"] for row in alice.stored()] == ["complete"]
+
+
 NOT_REPEATED: list[tuple[str, str, Any]] = [
     ("POST", "", {"title": "new"}),
     ("PUT", "/{id}", {"title": "new"}),
