@@ -16,7 +16,7 @@ FLOORS = [
     ["statements", "database"],
     ["tasks"],
     ["auth"],
-    ["inputs", "conditions", "openapi", "error_handlers"],
+    ["paging", "conditions", "inputs", "openapi", "error_handlers"],
     ["routes", "health", "middleware", "telemetry", "docs"],
     ["main"],
     ["migrations"],

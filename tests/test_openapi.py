@@ -18,7 +18,7 @@ OPERATIONS = {
     ("/api/{user_id}/tasks/{id}/complete", "patch"): ("completeTask", {"200", "400", "401", "404", "412", "500"}),
 }
 PARAMETERS = {
-    "listTasks": {"status", "If-None-Match"},
+    "listTasks": {"status", "limit", "If-None-Match"},
     "createTask": {"Idempotency-Key"},
     "getTask": {"If-None-Match"},
 }
@@ -107,6 +107,7 @@ def test_what_only_the_service_can_make_is_told_in_words(document: dict[str, Any
     described = operation(document, path, method)
 
     assert ("If-Match" in described["description"]) == ("412" in described["responses"])
+    assert ("cursor" in described["description"]) == (described["operationId"] == "listTasks")
 
 
 def test_a_bearer_token_is_asked_for_everywhere(document: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:]{8}\.\d{6}Z")
 
 
 def test_every_curl_example_gets_the_answer_it_shows(tmp_path: Path) -> None:
-    assert README.count("```sh\ncurl ") == len(EXAMPLES) == 11
+    assert README.count("```sh\ncurl ") == len(EXAMPLES) == 13
     address = f"127.0.0.1:{(port := free_port())}"
     environment = {"PORT": str(port), "DATA_DIR": str(tmp_path / "data")}
     with process("todo-api", "dev", environment=environment, cwd=tmp_path) as server:
@@ -36,7 +36,7 @@ def test_every_curl_example_gets_the_answer_it_shows(tmp_path: Path) -> None:
 def test_times_in_the_examples_tell_a_story() -> None:
     times = TIME.findall("".join(answer for _, answer in EXAMPLES))
 
-    assert len(set(times)) == 4, "created, updated, completed, and a second one created"
+    assert len(set(times)) == 5, "created, updated, completed, and two more created"
 
 
 @pytest.mark.parametrize(

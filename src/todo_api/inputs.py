@@ -9,9 +9,11 @@ import re
 from typing import Annotated, Any, Never, cast
 
 from fastapi import Depends, Request
+from starlette.datastructures import QueryParams
 
 from todo_api.errors import BadRequest, BodyTooLarge
 from todo_api.models import INVALID_STATUS, MAX_ID, MAX_KEY, STATUSES, Status, TaskCreate, TaskUpdate
+from todo_api.paging import Page, read_page
 
 MAX_BODY = 64 * 1024
 MAX_DEPTH = 1000
@@ -29,13 +31,18 @@ async def _task_id(request: Request) -> int:
     return int(task_id)
 
 
-async def _status_filter(request: Request) -> Status | None:
-    values = request.query_params.getlist("status")
+def _status_filter(query: QueryParams) -> Status | None:
+    values = query.getlist("status")
     if values in ([], [""]):
         return None
     if len(values) > 1 or values[0] not in STATUSES:
         raise BadRequest(INVALID_STATUS)
     return cast("Status", values[0])
+
+
+async def _selection(_: OwnTasks, request: Request) -> tuple[Status | None, Page | None]:
+    status = _status_filter(request.query_params)
+    return status, read_page(request.query_params, request.path_params["user_id"], status)
 
 
 async def _read_body(request: Request) -> bytes:
@@ -116,6 +123,6 @@ async def _task_changes(_: TaskId, request: Request) -> TaskUpdate:
     return TaskUpdate.from_json(_json_object(request, await _read_body(request)))
 
 
-StatusFilter = Annotated[Status | None, Depends(_status_filter)]
+Selection = Annotated[tuple[Status | None, Page | None], Depends(_selection)]
 NewTask = Annotated[tuple[TaskCreate, str | None], Depends(_new_task)]
 TaskChanges = Annotated[TaskUpdate, Depends(_task_changes)]

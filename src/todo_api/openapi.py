@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from todo_api.errors import BodyTooLarge, DatabaseUnavailable, KeyReused, TaskChanged, Unauthorized
 from todo_api.models import ID_SCHEMA, MAX_KEY, STATUSES, USER_ID_SCHEMA, TaskCreate, TaskPublic, TaskUpdate
+from todo_api.paging import MAX_LIMIT
 
 # Read by hand: to declare them would have FastAPI check them for each request, though every text is one.
 _PATH_PARAMETERS: dict[str, dict[str, Any]] = {
@@ -22,6 +23,12 @@ STATUS_PARAMETER: dict[str, Any] = {
     "description": "Only the tasks in this status. Empty means all.",
     "schema": {"type": "string", "enum": [*STATUSES, ""]},
     "example": "incomplete",
+}
+LIMIT_PARAMETER: dict[str, Any] = {
+    "name": "limit",
+    "in": "query",
+    "description": "At most so many tasks. Without it all of them come back.",
+    "schema": {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT},
 }
 KEY_PARAMETER: dict[str, Any] = {
     "name": "Idempotency-Key",
@@ -47,6 +54,8 @@ _ETAG: dict[str, Any] = {
 }
 TAGGED: dict[int | str, Any] = {200: {"headers": _ETAG}}
 READ: dict[int | str, Any] = TAGGED | {304: {"description": "You have it already.", "headers": _ETAG}}
+_LINK = {"Link": {"description": "The next page, where there is one.", "schema": {"type": "string"}}}
+LISTED: dict[int | str, Any] = READ | {200: {"headers": _ETAG | _LINK}}
 CREATED_HEADERS: dict[str, Any] = _ETAG | {
     "Location": {"description": "The task's path.", "required": True, "schema": {"type": "string"}},
     "Idempotency-Replayed": {

@@ -8,18 +8,21 @@ from pydantic.alias_generators import to_camel
 
 from todo_api.auth import OwnerRoute, OwnTasks
 from todo_api.conditions import expected_versions, is_known, list_tag, task_tag
-from todo_api.inputs import NewTask, StatusFilter, TaskChanges, TaskId
+from todo_api.inputs import NewTask, Selection, TaskChanges, TaskId
 from todo_api.models import INVALID_STATUS, TaskPublic
 from todo_api.openapi import (
     CREATED_HEADERS,
     IF_NONE_MATCH_PARAMETER,
     KEY_PARAMETER,
+    LIMIT_PARAMETER,
+    LISTED,
     READ,
     STATUS_PARAMETER,
     TAGGED,
     body_of,
     errors,
 )
+from todo_api.paging import next_link
 
 router = APIRouter(
     prefix="/api/{user_id}/tasks",
@@ -35,11 +38,11 @@ class TaskResponse(Response):
     media_type = "application/json"
 
 
-def _unless_known(request: Request, answer: str, tag: str) -> Response:
+def _unless_known(request: Request, answer: str, headers: dict[str, str]) -> Response:
     """Send what was read, unless the client has it already."""
-    if is_known(tag, request.headers):
-        return Response(status_code=304, headers={"ETag": tag})
-    return TaskResponse(answer, headers={"ETag": tag})
+    if is_known(headers["ETag"], request.headers):
+        return Response(status_code=304, headers={"ETag": headers["ETag"]})
+    return TaskResponse(answer, headers=headers)
 
 
 _NO_USER = "User not found"
@@ -50,16 +53,26 @@ _NO_ID = "Invalid task ID"
 @router.get(
     "",
     response_model=list[TaskPublic],
-    responses=errors(INVALID_STATUS, _NO_USER) | READ,
-    openapi_extra={"parameters": [STATUS_PARAMETER, IF_NONE_MATCH_PARAMETER]},
+    responses=errors(INVALID_STATUS, _NO_USER) | LISTED,
+    openapi_extra={"parameters": [STATUS_PARAMETER, LIMIT_PARAMETER, IF_NONE_MATCH_PARAMETER]},
 )
-async def list_tasks(tasks: OwnTasks, status: StatusFilter, request: Request) -> Response:
+async def list_tasks(tasks: OwnTasks, selection: Selection, request: Request) -> Response:
     """List your tasks, newest first.
 
     The whole list comes back, never a part of it; `[]` when it is empty. `status` keeps only the tasks in that status.
+
+    With a `limit`, at most so many tasks come back. Where there are more, the header `Link: <…>; rel="next"` leads to
+    them, by a `cursor` of its own. A task that is there all the while is on exactly one of the pages.
     """
-    listed = await tasks.list(status)
-    return _unless_known(request, listed, list_tag(listed))
+    status, page = selection
+    if page is None:
+        listed = await tasks.list(status)
+        return _unless_known(request, listed, {"ETag": list_tag(listed)})
+    listed, last = await tasks.page(status, page.newest, page.limit)
+    if last is None:
+        return _unless_known(request, listed, {"ETag": list_tag(listed)})
+    link = next_link(request.path_params["user_id"], status, page.limit, last)
+    return _unless_known(request, listed, {"ETag": list_tag(listed, link), "Link": link})
 
 
 @router.post(
@@ -96,7 +109,7 @@ async def create_task(tasks: OwnTasks, new: NewTask, request: Request) -> Respon
 async def get_task(task_id: TaskId, tasks: OwnTasks, request: Request) -> Response:
     """Get one of your tasks."""
     task = await tasks.get(task_id)
-    return _unless_known(request, task, task_tag(task))
+    return _unless_known(request, task, {"ETag": task_tag(task)})
 
 
 @router.put(

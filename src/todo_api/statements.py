@@ -11,9 +11,11 @@ from typing import Any
 from sqlalchemy import (
     ARRAY,
     CTE,
+    JSON,
     BigInteger,
     Boolean,
     ColumnElement,
+    Integer,
     LargeBinary,
     Select,
     Subquery,
@@ -73,6 +75,21 @@ def _list(*conditions: ColumnElement[bool]) -> Select[Any]:
     return select(cast(func.coalesce(func.json_agg(_json(rows)), literal_column("'[]'")), Text))
 
 
+def _page(*conditions: ColumnElement[bool]) -> Select[Any]:
+    """Select a page, behind the id of its last task if there are more: one more is looked at to know."""
+    limit = bindparam("limit", type_=Integer)
+    rows = (
+        select(*_answer)
+        .where(_own_tasks, col(Task.id) <= bindparam("newest", type_=BigInteger), *conditions)
+        .order_by(col(Task.id).desc())
+        .limit(limit + 1)
+        .subquery("task")
+    )
+    last = case((func.count() > limit, func.array_agg(rows.c.id)[limit]))
+    page = func.array_to_json(func.array_agg(_json(rows), type_=ARRAY(JSON))[1:limit])
+    return select(func.concat(last, literal_column("' '"), func.coalesce(page, literal_column("'[]'"))))
+
+
 # `updated_at` is the task's version: it grows with every change, even within one microsecond of the clock.
 _later = func.greatest(func.now(), col(Task.updated_at) + literal_column("interval '1 microsecond'"))
 _status = bindparam("status", type_=Text)
@@ -83,6 +100,8 @@ _request = bindparam("request", type_=Uuid)
 
 LIST = _list()
 LIST_BY_STATUS = _list(col(Task.status) == _status)
+PAGE = _page()
+PAGE_BY_STATUS = _page(col(Task.status) == _status)
 GET = _one(select(*_answer).where(_own_task).cte("task"))
 CREATE = _one(
     insert(Task).values(user_id=_OWNER, title=_title, description=_description).returning(*_answer).cte("task")
@@ -159,6 +178,8 @@ UPDATE_IF, COMPLETE_IF, DELETE_IF = (
 STATEMENTS = (
     LIST,
     LIST_BY_STATUS,
+    PAGE,
+    PAGE_BY_STATUS,
     GET,
     CREATE,
     CREATE_ONCE,

@@ -32,6 +32,17 @@ class TaskStore:
             return await self._run(statements.LIST, repeatable=True)
         return await self._run(statements.LIST_BY_STATUS, repeatable=True, status=status)
 
+    async def page(self, status: Status | None, newest: int, limit: int) -> tuple[str, int | None]:
+        """List at most `limit` tasks from the id `newest` down; tell the id of the last one if there are more."""
+        statement = statements.PAGE
+        parameters: dict[str, object] = {"newest": newest, "limit": limit}
+        if status is not None:
+            statement = statements.PAGE_BY_STATUS
+            parameters["status"] = status
+        answer = await self._run(statement, repeatable=True, **parameters)
+        last, _, tasks = answer.partition(" ")
+        return tasks, int(last) if last else None
+
     async def create(self, task: TaskCreate) -> str:
         """Create a task; raise `Unauthorized` if the owner has no account."""
         return await self._run(statements.CREATE, new_title=task.title, new_description=task.description)

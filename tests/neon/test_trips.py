@@ -9,6 +9,8 @@ Body = dict[str, object] | None
 OPERATIONS: list[tuple[str, str, Body, dict[str, str]]] = [
     ("GET", "", None, {}),
     ("GET", "?status=complete", None, {}),
+    ("GET", "?limit=2", None, {}),
+    ("GET", "?limit=2&status=incomplete", None, {}),
     ("POST", "", {"title": "x"}, {}),
     ("POST", "", {"title": "x"}, {"Idempotency-Key": "k"}),
     ("GET", "/{id}", None, {}),
@@ -55,6 +57,8 @@ def test_a_refused_request_asks_the_database_nothing(neon: Neon) -> None:
         alice.client.delete("/api/bob/tasks/1", headers=alice.headers),
         alice.ask("GET", "/0"),
         alice.ask("GET", "?status=x"),
+        alice.ask("GET", "?limit=0"),
+        alice.ask("GET", "?cursor=x"),
         alice.ask("POST", json={}),
         alice.ask("POST", json={"title": "x"}, headers={"Idempotency-Key": ""}),
         alice.ask("PUT", "/1", content=b"{"),
@@ -63,7 +67,21 @@ def test_a_refused_request_asks_the_database_nothing(neon: Neon) -> None:
         alice.client.get("/health/live"),
     ]
 
-    assert [answer.status_code for answer in answers] == [401, 404, 404, 400, 400, 400, 400, 400, 413, 405, 200]
+    assert [answer.status_code for answer in answers] == [
+        401,
+        404,
+        404,
+        400,
+        400,
+        400,
+        400,
+        400,
+        400,
+        400,
+        413,
+        405,
+        200,
+    ]
     assert neon.front.trips == before
 
 

@@ -1,0 +1,58 @@
+"""Pages of a list: where one begins, and the link to the next."""
+
+import json
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from hashlib import sha256
+from typing import NamedTuple
+from urllib.parse import urlencode
+
+from starlette.datastructures import QueryParams
+
+from todo_api.errors import BadRequest
+from todo_api.models import MAX_ID, Status
+
+MAX_LIMIT = 1000
+INVALID_LIMIT = f"Invalid limit. Must be between 1 and {MAX_LIMIT}"
+_DEFAULT_LIMIT = 100
+_LIMIT = re.compile("[1-9][0-9]{0,3}")
+_CURSOR = re.compile("[A-Za-z0-9_-]{32}")
+
+
+class Page(NamedTuple):
+    """At most `limit` tasks, from the id `newest` down."""
+
+    limit: int
+    newest: int
+
+
+def read_page(query: QueryParams, owner: str, status: Status | None) -> Page | None:
+    """Read which page is asked for, None for the whole list; raise `BadRequest` for one that is not the owner's."""
+    limits, cursors = query.getlist("limit"), query.getlist("cursor")
+    if not limits and not cursors:
+        return None
+    limit = _DEFAULT_LIMIT
+    if limits:
+        if len(limits) > 1 or not _LIMIT.fullmatch(limits[0]) or int(limits[0]) > MAX_LIMIT:
+            raise BadRequest(INVALID_LIMIT)
+        limit = int(limits[0])
+    if not cursors:
+        return Page(limit, MAX_ID)
+    if len(cursors) > 1 or not _CURSOR.fullmatch(cursors[0]):
+        raise BadRequest("Invalid cursor")
+    last = int.from_bytes(urlsafe_b64decode(cursors[0])[:8])
+    if not 0 < last <= MAX_ID or cursors[0] != _cursor(owner, status, last):
+        raise BadRequest("Invalid cursor")
+    return Page(limit, last - 1)
+
+
+def next_link(owner: str, status: Status | None, limit: int, last: int) -> str:
+    """Link to the page after the task `last`, relative to the request, so that it leads back through any proxy."""
+    query = {"status": status} if status else {}
+    return f'<?{urlencode({**query, "limit": limit, "cursor": _cursor(owner, status, last)})}>; rel="next"'
+
+
+def _cursor(owner: str, status: Status | None, last: int) -> str:
+    """Name a position in one list. It needs no secret: whoever forges one can only name another in a list of theirs."""
+    digest = sha256(json.dumps([owner, status, last]).encode()).digest()
+    return urlsafe_b64encode(last.to_bytes(8) + digest[:16]).decode()
