@@ -140,10 +140,9 @@ def test_a_migration_that_broke_off_leaves_the_service_unready_and_is_mended_by_
     filled: str, break_off: str
 ) -> None:
     with crowd(1) as threads, locked(filled, SNAPSHOT):
-        migration = threads.submit(migrate, settings_for(filled))
-        sql(filled, f"SELECT {break_off}($1)", waiting_backend(filled))
+        threads.submit(lambda: sql(filled, f"SELECT {break_off}($1)", waiting_backend(filled)))
         with pytest.raises(MigrationError, match=r"^The database \S.*$"):
-            migration.result()
+            migrate(settings_for(filled))
 
     assert sql(filled, INDEX_IS_VALID) == [{"indisvalid": False}]
     assert readiness(filled) == 503

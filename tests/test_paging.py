@@ -50,6 +50,7 @@ def walk(person: Person, query: str) -> list[list[int]]:
     while True:
         assert answer.status_code == 200
         pages.append([task["id"] for task in answer.json()])
+        assert len(pages) < 10
         following = next_of(answer)
         if following is None:
             return pages
@@ -293,6 +294,7 @@ def test_a_walk_sees_every_task_that_is_there_throughout_once_and_in_order(
         answer = owner.client.get(url, headers=owner.headers)
         page = [task["id"] for task in answer.json()]
         assert len(page) <= limit
+        assert seen[-1:] > page[:1] or not seen
         seen += page
         url = next_of(answer)
         for change, which in next(rounds, []):
