@@ -40,7 +40,7 @@ def _status_filter(query: QueryParams) -> Status | None:
     return cast("Status", values[0])
 
 
-async def _selection(_: OwnTasks, request: Request) -> tuple[Status | None, Page | None]:
+async def _selection(request: Request) -> tuple[Status | None, Page | None]:
     status = _status_filter(request.query_params)
     return status, read_page(request.query_params, request.path_params["user_id"], status)
 

@@ -93,7 +93,7 @@ class TaskStore:
 
     async def _write(
         self,
-        statement: tuple[Executable, Executable],
+        statement: tuple[ClauseElement, ClauseElement],
         versions: Versions,
         *,
         repeatable: bool = False,
