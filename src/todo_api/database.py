@@ -146,7 +146,7 @@ class Database:
         except asyncpg.ForeignKeyViolationError as error:  # `tasks` has one: its owner's account
             self._resting.append(link)
             raise Unauthorized from error
-        except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             if link.connection.is_closed() or is_away(error):
                 link.connection.terminate()
                 raise _Lost(sent=not never_ran(error), may_pass=True) from error

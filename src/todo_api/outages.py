@@ -18,15 +18,19 @@ _AWAY_TEXTS = re.compile(
     "the database system is|terminating connection|early eof",
     re.IGNORECASE,
 )
-# A pooler that says so had no server to run the statement on.
-_NEVER_RAN = re.compile("query_wait_timeout|server login has been failing|no more connections allowed")
+# A pooler that says so had no server to run the statement on; the driver says the last of a connection whose server has
+# taken leave, but has not closed it yet.
+_NEVER_RAN = re.compile(
+    "query_wait_timeout|server login has been failing|no more connections allowed|cannot switch to state"
+)
 
 
 def is_away(error: Exception) -> bool:
     """Tell whether the database is away for the moment: neither forbidden nor misconfigured."""
     sqlstate = getattr(error, "sqlstate", None)
     if sqlstate is None:
-        return isinstance(error, OSError) and not isinstance(error, ssl.SSLCertVerificationError)
+        lost = isinstance(error, (OSError, asyncpg.InternalClientError))
+        return lost and not isinstance(error, ssl.SSLCertVerificationError)
     if sqlstate in _CODES_OF_MANY_ERRORS:
         return _AWAY_TEXTS.search(str(error)) is not None
     return _AWAY.fullmatch(sqlstate) is not None

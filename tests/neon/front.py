@@ -41,6 +41,7 @@ class Front:
         self.refusals: deque[tuple[str, str]] = deque()  # SQLSTATE and text, one for each new connection
         self.wake: Callable[[], None] | None = None  # called while new connections are held
         self.lose_next_answer = False
+        self._clients: set[asyncio.StreamWriter] = set()
         self._sound = asyncio.Event()
         self._sound.set()
         if tls:
@@ -70,6 +71,15 @@ class Front:
     def speak(self) -> None:
         """Relay again, and what was held back first."""
         self._loop.call_soon_threadsafe(self._sound.set)
+
+    def say_farewell(self) -> None:
+        """Tell every client that its connection is being terminated, as a server does, but leave it open."""
+
+        async def say() -> None:
+            for client in self._clients:
+                await _refuse(client, "57P01", "terminating connection due to administrator command")
+
+        self._run(say())
 
     def __exit__(self, *_: object) -> None:
         self._run(self._close())
@@ -120,9 +130,11 @@ class Front:
             await _refuse(writer, "XX000", "Couldn't connect to compute node")
             return
         upstream[1].write(startup)
+        self._clients.add(writer)
         try:
             await self._relay((reader, writer), upstream)
         finally:
+            self._clients.remove(writer)
             upstream[1].close()
 
     def _wake_once(self) -> None:

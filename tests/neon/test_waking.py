@@ -97,6 +97,14 @@ def test_a_connection_that_died_idle_costs_no_wait(neon: Neon) -> None:
     assert alice.ask("POST", json={"title": "x"}).status_code == 201
 
 
+def test_a_connection_that_was_told_to_go_is_not_written_to(neon: Neon) -> None:
+    alice = neon.serve(pool_size=4)()
+    neon.wait_until_warm()
+    neon.front.say_farewell()
+
+    assert [alice.ask("POST", json={"title": "x"}).status_code for _ in range(4)] == [201] * 4
+
+
 def test_readiness_does_not_wait_for_the_waking(
     neon: Neon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
