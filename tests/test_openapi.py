@@ -21,6 +21,9 @@ PARAMETERS = {
     "listTasks": {"status", "limit", "If-None-Match"},
     "createTask": {"Idempotency-Key"},
     "getTask": {"If-None-Match"},
+    "updateTask": {"If-Match"},
+    "deleteTask": {"If-Match"},
+    "completeTask": {"If-Match"},
 }
 
 

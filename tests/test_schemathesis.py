@@ -37,7 +37,7 @@ class AnyToken(OneToken):
 
 
 def run(database_url: str, backend: str, cwd: Path, *options: str) -> tuple[int, str]:
-    """Run all checks of Schemathesis, with no setting of its own, and return its exit code and report."""
+    """Run all checks of Schemathesis and return its exit code and report."""
     environment = {
         "DATABASE_URL": database_url,
         "AUTH_BACKEND": f"tests.test_schemathesis:{backend}",
@@ -45,7 +45,9 @@ def run(database_url: str, backend: str, cwd: Path, *options: str) -> tuple[int,
         **UNMEASURED,
     }
     with uvicorn(environment, cwd) as url:
-        command = [str(BIN / "schemathesis"), "run", f"{url}/openapi.json", "--checks", "all", "--no-color"]
+        configuration = str(Path(__file__).parent / "schemathesis.toml")
+        command = [str(BIN / "schemathesis"), "--config-file", configuration, "run", f"{url}/openapi.json"]
+        command += ["--checks", "all", "--no-color"]
         authorization = ["--header", f"Authorization: Bearer {TOKEN}"]
         ended = subprocess.run(
             [*command, *authorization, *options],

@@ -43,8 +43,13 @@ IF_NONE_MATCH_PARAMETER: dict[str, Any] = {
     "description": "The `ETag` of what you have: if it is still that, the answer is a 304 without a body.",
     "schema": {"type": "string"},
 }
-# `If-Match` and `cursor` are told in words: only this service can make their values, and whoever makes up requests from
-# the document, as Schemathesis does, would hold it against the service that it refuses all others.
+IF_MATCH_PARAMETER: dict[str, Any] = {
+    "name": "If-Match",
+    "in": "header",
+    "description": "The `ETag` of the version you know: if the task is another by now, the answer is a 412.",
+    "schema": {"type": "string"},
+}
+# `cursor` is told in words: it comes in a `Link` to be followed, and is not for anyone to make up.
 _ETAG: dict[str, Any] = {
     "ETag": {
         "description": "The version: good for `If-None-Match` and, that of a task, for `If-Match`.",

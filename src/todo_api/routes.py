@@ -12,6 +12,7 @@ from todo_api.inputs import NewTask, Selection, TaskChanges, TaskId
 from todo_api.models import INVALID_STATUS, TaskPublic
 from todo_api.openapi import (
     CREATED_HEADERS,
+    IF_MATCH_PARAMETER,
     IF_NONE_MATCH_PARAMETER,
     KEY_PARAMETER,
     LIMIT_PARAMETER,
@@ -116,7 +117,7 @@ async def get_task(task_id: TaskId, tasks: OwnTasks, request: Request) -> Respon
     "/{id}",
     response_model=TaskPublic,
     responses=errors(_NO_ID, _NO_TASK, 412, 413) | TAGGED,
-    openapi_extra=body_of("TaskUpdate"),
+    openapi_extra=body_of("TaskUpdate") | {"parameters": [IF_MATCH_PARAMETER]},
 )
 async def update_task(task_id: TaskId, tasks: OwnTasks, changes: TaskChanges, request: Request) -> Response:
     """Change the fields that are present: `title`, `description` or `status`, at least one.
@@ -134,6 +135,7 @@ async def update_task(task_id: TaskId, tasks: OwnTasks, changes: TaskChanges, re
     "/{id}",
     status_code=204,
     responses=errors(_NO_ID, _NO_TASK, 412),
+    openapi_extra={"parameters": [IF_MATCH_PARAMETER]},
 )
 async def delete_task(task_id: TaskId, tasks: OwnTasks, request: Request) -> Response:
     """Delete one of your tasks. A second time it is not found.
@@ -148,6 +150,7 @@ async def delete_task(task_id: TaskId, tasks: OwnTasks, request: Request) -> Res
     "/{id}/complete",
     response_model=TaskPublic,
     responses=errors(_NO_ID, _NO_TASK, 412) | TAGGED,
+    openapi_extra={"parameters": [IF_MATCH_PARAMETER]},
 )
 async def complete_task(task_id: TaskId, tasks: OwnTasks, request: Request) -> Response:
     """Set a task to `complete`.
