@@ -51,7 +51,7 @@ def test_its_limits_are_whole_numbers(client: CheckedClient) -> None:
     text = client.get("/openapi.json").text
 
     assert text.count('"maximum":9223372036854775807') == 5, "four paths with an id, and a task"
-    assert ".0" not in text.replace('"3.1.0"', "").replace('"0.1.0"', "")
+    assert ".0" not in text.replace('"3.1.0"', "").replace('"1.0.0"', "")
 
 
 def test_its_operations_are_the_six_with_exactly_their_codes(document: dict[str, Any]) -> None:
