@@ -1,5 +1,6 @@
 # No container engine runs where this was written: each command was run by hand, in an empty folder with what .dockerignore
-# lets through, on Debian 12 with Python 3.11, the last one as user 10001 with nothing in its environment but what stands here.
+# lets through, on Debian 12 with its Python 3.11; the last one as user 10001, with no more in its environment than PATH and
+# the service's settings.
 FROM python:3.11-slim AS build
 ARG REQUIREMENTS=requirements.txt
 WORKDIR /build

@@ -11,7 +11,7 @@ NPM := PATH="$(CURDIR)/$(BIN):$$PATH" npm --prefix examples
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run better-auth test soak bench bench-growth check format openapi lock clean
+.PHONY: help run better-auth test soak bench bench-growth check format openapi lock audit clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -59,6 +59,12 @@ lock: $(VENV)/ready ## write the locked requirements anew
 	$(COMPILE) --upgrade --group dev -o requirements-dev.txt
 	$(COMPILE) --group dev --group bench -o requirements-bench.txt
 	$(NPM) update --package-lock-only
+
+# Strict, or packages that the service of advisories does not know would count as clean.
+audit: $(VENV)/ready ## look up known vulnerabilities of everything that is locked
+	for file in requirements*.txt; do \
+		$(BIN)/uv tool run pip-audit --strict --require-hashes --disable-pip -r $$file || exit 1; done
+	$(NPM) audit
 
 clean: ## remove what can be made again; the data in .data stays
 	rm -rf $(VENV) examples/node_modules examples/typescript-client/todo-api.d.ts .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* htmlcov
