@@ -41,6 +41,7 @@ class Front:
         self.refusals: deque[tuple[str, str]] = deque()  # SQLSTATE and text, one for each new connection
         self.wake: Callable[[], None] | None = None  # called while new connections are held
         self.lose_next_answer = False
+        self.close_when_lost = True
         self._clients: set[asyncio.StreamWriter] = set()
         self._sound = asyncio.Event()
         self._sound.set()
@@ -186,6 +187,8 @@ class Front:
         while data := await server.read(65536):
             await sound.wait()
             if losing.is_set():
+                if not self.close_when_lost:
+                    await asyncio.Event().wait()
                 return
             client.write(data)
 

@@ -43,6 +43,18 @@ def test_a_link_that_goes_silent_is_an_error_in_bounded_time(neon: Neon, method:
     assert alice.create("after")["title"] == "after"
 
 
+def test_a_write_whose_answer_never_comes_is_not_repeated(neon: Neon) -> None:
+    alice = neon.serve(pool_size=1)()
+    alice.create("old")
+    neon.front.close_when_lost = False
+    neon.front.lose_next_answer = True
+
+    answer = alice.ask("POST", json={"title": "new"})
+
+    assert (answer.status_code, answer.json()) == (500, error("Internal server error"))
+    assert [row["title"] for row in alice.stored()] == ["new", "old"]
+
+
 def test_a_read_on_a_link_that_went_silent_is_repeated_on_another(neon: Neon) -> None:
     alice = neon.serve(pool_size=1)()
     task = alice.create()
