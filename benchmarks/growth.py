@@ -111,7 +111,7 @@ def lists(database: BenchmarkDatabase) -> dict[str, Any]:
                 memory = running.memory("VmHWM") - idle
                 p99s = []
                 for _ in range(ROUNDS):
-                    listing = threads.submit(lambda: list(list_times(running, size, SECONDS)))  # noqa: B023
+                    listing = threads.submit(lambda: list(list_times(running, size, SECONDS)))  # noqa: B023  # ends within the round
                     p99s.append(apply_load(running.url, others, clients=4, seconds=SECONDS).p99)
                     listing.result()
                 quiet.append(apply_load(running.url, others, clients=4, seconds=SECONDS).p99)

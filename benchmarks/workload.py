@@ -15,8 +15,8 @@ from gevent import monkey
 monkey.patch_all()
 
 import gevent  # noqa: E402  # after the patching
-from locust import FastHttpUser  # noqa: E402
-from locust.env import Environment  # noqa: E402
+from locust import FastHttpUser  # noqa: E402  # the same
+from locust.env import Environment  # noqa: E402  # the same
 
 URL, CLIENTS, SECONDS, OPERATION, USERS, TASKS, DOOMED = sys.argv[1:]
 METHODS = {"list": "GET", "get": "GET", "create": "POST", "update": "PUT", "complete": "PATCH", "delete": "DELETE"}

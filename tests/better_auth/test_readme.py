@@ -69,7 +69,7 @@ def addresses(server: str, worker: str, tmp_path: Path) -> Iterator[dict[str, st
         better_auth(database_url, tmp_path / "better_auth") as (origin, _),
         service(database_url, tmp_path / "service", origin) as url,
     ):
-        yield {"http://localhost:3000": origin, "http://127.0.0.1:8000": url, "/tmp/": f"{tmp_path}/"}
+        yield {"http://localhost:3000": origin, "http://127.0.0.1:8000": url}
 
 
 def run(script: str, cwd: Path, **environment: str) -> str:
