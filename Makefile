@@ -20,13 +20,13 @@ run: $(VENV)/ready ## serve on 127.0.0.1:$PORT (default 8000) with an embedded P
 	@exec $(BIN)/todo-api dev
 
 better-auth: $(VENV)/ready examples/node_modules/ready ## serve behind a real Better Auth server, for trying
-	@exec $(BIN)/python -m tests.better_auth
+	@exec $(BIN)/python -m tests.deployment.better_auth
 
 test: $(VENV)/ready examples/node_modules/ready ## run the whole test suite, on real PostgreSQL
 	$(BIN)/pytest --numprocesses 3 --dist worksteal --cov --cov-report=term -rs
 
 soak: $(VENV)/ready ## break the database under load for two minutes (SOAK_SECONDS=…), and count what was lost
-	$(BIN)/python -m tests.neon.soak $(SOAK_SECONDS)
+	$(BIN)/python -m tests.support.soak $(SOAK_SECONDS)
 
 bench: $(VENV)/bench ## compare with SQL by hand and with the usual ORM service: three minutes, into docs/performance.md
 	$(BIN)/python -m benchmarks
@@ -44,14 +44,14 @@ check: $(VENV)/ready examples/node_modules/ready ## check format, lint, types, l
 		&& $(COMPILE) --group dev -o $(VENV)/requirements-dev.txt \
 		&& $(COMPILE) --group dev --group bench -o $(VENV)/requirements-bench.txt
 	for file in requirements*.txt; do diff $$file $(VENV)/$$file || exit 1; done
-	$(BIN)/python -m tests.on_embedded_postgres '$(BIN)/alembic upgrade head && $(BIN)/alembic check'
+	$(BIN)/python -m tests.support.on_embedded_postgres '$(BIN)/alembic upgrade head && $(BIN)/alembic check'
 
 format: $(VENV)/ready ## format the code and mend what lint can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 openapi: $(VENV)/ready ## write openapi.json anew
-	$(BIN)/python -m tests.openapi
+	$(BIN)/python -m tests.support.openapi
 
 lock: $(VENV)/ready ## write the locked requirements anew
 	$(COMPILE) --upgrade -o requirements.txt

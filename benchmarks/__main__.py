@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from tests.neon.front import Front
+from tests.support.front import Front
 
 from benchmarks import report
 from benchmarks.database import USERS, BenchmarkDatabase, benchmark_database

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import asyncpg
-from tests.neon.servers import Postgres
-from tests.postgres import settings_for, sql
+from tests.support.postgres import settings_for, sql
+from tests.support.servers import Postgres
 
 from benchmarks.processes import cpu_seconds
 from todo_api.migrations import migrate

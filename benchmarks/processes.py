@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.serving import free_port
+from tests.support.serving import free_port
 
 APPLICATIONS = {
     "ours": "todo_api.main:app",

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from tests.serving import free_port
+from tests.support.serving import free_port
 
 
 def _pump(source: socket.socket, sink: socket.socket, delay: float) -> None:

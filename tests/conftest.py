@@ -4,8 +4,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.api import BearerIsIdentity, CheckedClient, Person, PersonMaker, new_account
-from tests.postgres import migrated_database, new_database, settings_for, temporary_server
+from tests.support.api import BearerIsIdentity, CheckedClient, Person, PersonMaker, new_account
+from tests.support.postgres import migrated_database, new_database, settings_for, temporary_server
 from todo_api.main import create_app
 from todo_api.settings import Settings
 

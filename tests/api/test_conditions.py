@@ -1,0 +1,324 @@
+"""Entity tags, and the table of conditional requests: RFC 9110, sections 8.8.3, 13 and 15.4.5."""
+
+import time
+from collections import Counter
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.support.api import CheckedClient, Person, error
+from tests.support.crowd import crowd
+from tests.support.postgres import locked, sql, waiting_backend
+
+CHANGED = error("Task was changed by another request")
+NO_TASK = error("Task not found")
+WRITES: list[tuple[str, str, Any]] = [
+    ("PUT", "", {"title": "changed"}),
+    ("PATCH", "/complete", None),
+    ("DELETE", "", None),
+]
+writes = pytest.mark.parametrize(("method", "end", "body"), WRITES)
+
+
+def tag_of(person: Person, path: str = "") -> str:
+    tag: str = person.ask("GET", path).headers["etag"]
+    return tag
+
+
+class TestETag:
+    def test_every_answer_that_carries_a_task_has_its_tag(self, alice: Person) -> None:
+        created = alice.ask("POST", json={"title": "x"}, headers={"Idempotency-Key": "k"})
+        path = f"/{created.json()['id']}"
+
+        assert created.headers["etag"] == tag_of(alice, path)
+        assert alice.ask("POST", json={"title": "x"}, headers={"Idempotency-Key": "k"}).headers["etag"] == tag_of(
+            alice, path
+        )
+        assert alice.ask("PUT", path, json={"title": "y"}).headers["etag"] == tag_of(alice, path)
+        assert alice.ask("PATCH", f"{path}/complete").headers["etag"] == tag_of(alice, path)
+        assert "etag" not in alice.ask("DELETE", path).headers
+        assert "etag" not in alice.ask("GET", path).headers
+
+    def test_it_is_strong(self, alice: Person) -> None:
+        for path in ("", f"/{alice.create()['id']}"):
+            tag = tag_of(alice, path)
+            assert tag.startswith('"')
+            assert tag.endswith('"')
+            assert tag[1:-1].isascii()
+            assert '"' not in tag[1:-1]
+
+    def test_it_changes_with_every_change_and_only_then(self, alice: Person) -> None:
+        path = f"/{alice.create()['id']}"
+        changes: list[tuple[str, str, Any]] = [
+            *[("PUT", path, {"title": "same"})] * 3,
+            ("PATCH", f"{path}/complete", None),
+            ("PUT", path, {"status": "incomplete"}),
+            ("PUT", path, {"description": None}),
+        ]
+        seen = [(tag_of(alice, path), tag_of(alice))]
+
+        for method, changed, body in changes:
+            alice.ask(method, changed, json=body)
+            seen.append((tag_of(alice, path), tag_of(alice)))
+            assert (tag_of(alice, path), tag_of(alice)) == seen[-1]
+        alice.ask("PATCH", f"{path}/complete")
+        completed = tag_of(alice, path), tag_of(alice)
+        alice.ask("PATCH", f"{path}/complete")
+
+        assert (tag_of(alice, path), tag_of(alice)) == completed
+        assert len(set(seen)) == len({task for task, _ in seen}) == len({tasks for _, tasks in seen}) == 7
+
+    def test_a_list_has_another_with_every_task_that_comes_or_goes(self, alice: Person) -> None:
+        empty = tag_of(alice)
+        first = alice.create()
+        one = tag_of(alice)
+        alice.create()
+        two = tag_of(alice)
+        alice.ask("DELETE", f"/{first['id']}")
+
+        assert len({empty, one, two, tag_of(alice)}) == 4
+        assert tag_of(alice, "?status=complete") == empty
+
+    def test_a_change_that_was_begun_before_another_shows_in_the_lists_tag(self, alice: Person) -> None:
+        early, late = alice.create()["id"], alice.create()["id"]
+        with locked(alice.database_url, f"UPDATE tasks SET title = 'y', updated_at = now() WHERE id = {early}"):
+            alice.ask("PUT", f"/{late}", json={"title": "y"})
+            before = tag_of(alice)
+
+        assert tag_of(alice) != before
+
+    def test_two_tasks_never_share_one(self, alice: Person, bob: Person) -> None:
+        sql(
+            alice.database_url,
+            "INSERT INTO tasks (user_id, title, updated_at) SELECT u, 'x', 'epoch' FROM unnest($1::text[]) u",
+            [alice.id, alice.id, bob.id],
+        )
+
+        assert len({tag_of(who, f"/{task['id']}") for who in (alice, bob) for task in who.tasks()}) == 3
+
+
+# What the header says, {} being the current tag, and whether the client then has what it asks for.
+IF_NONE_MATCH: list[tuple[list[str], bool]] = [
+    (["{}"], True),
+    (["W/{}"], True),
+    (["*"], True),
+    ([" * "], True),
+    (['"other"'], False),
+    (['W/"other"'], False),
+    (['""'], False),
+    (['"other", {}'], True),
+    (['{}, "other"'], True),
+    (['"a,b",\t{} ,, "\xe9"'], True),
+    ([",{},"], True),
+    (['"other"', "{}"], True),
+    (["", "{}"], True),
+    ([""], False),
+    ([","], False),
+    (["w/{}"], False),
+    (["{}x"], False),
+    (["{} {}"], False),
+    (["'{}'"], False),
+    (["*, {}"], False),
+    (["*", "*"], False),
+    (["{}, *"], False),
+    (['{}, "'], False),
+    (["{}; x"], False),
+    (['{}, "a b"'], False),
+    (["{}, x"], False),
+]
+
+
+def ask_with(person: Person, method: str, path: str, name: str, values: list[str], body: Any = None) -> httpx2.Response:
+    lines = [(name.encode(), value.encode("latin-1")) for value in values]
+    headers = [*[(key.encode(), value.encode()) for key, value in person.headers.items()], *lines]
+    return person.client.request(method, person.path + path, headers=headers, json=body)
+
+
+def filled(values: list[str], tag: str) -> list[str]:
+    return [value.replace("{}", tag) for value in values]
+
+
+@pytest.mark.parametrize(("values", "known"), IF_NONE_MATCH)
+def test_if_none_match(alice: Person, values: list[str], *, known: bool) -> None:
+    for path in ("", "?status=incomplete", f"/{alice.create()['id']}"):
+        whole = alice.ask("GET", path)
+        answer = ask_with(alice, "GET", path, "If-None-Match", filled(values, whole.headers["etag"]))
+
+        assert (answer.status_code, answer.content) == ((304, b"") if known else (200, whole.content))
+        assert answer.headers["etag"] == whole.headers["etag"]
+        for name in ("cache-control", "vary", "x-content-type-options"):
+            assert answer.headers[name] == whole.headers[name]
+        if known:
+            assert not {"content-type", "content-length", "transfer-encoding", "last-modified"} & answer.headers.keys()
+
+
+def test_an_empty_list_is_something_to_have(alice: Person) -> None:
+    assert alice.ask("GET", headers={"If-None-Match": "*"}).status_code == 304
+    assert alice.ask("GET", headers={"If-None-Match": tag_of(alice)}).status_code == 304
+
+
+def test_there_is_nothing_to_have_of_a_task_that_is_not_there(alice: Person, bob: Person) -> None:
+    task = bob.create()
+    for tag in ("*", tag_of(bob, f"/{task['id']}")):
+        answer = alice.ask("GET", f"/{task['id']}", headers={"If-None-Match": tag})
+
+        assert (answer.status_code, answer.json()) == (404, NO_TASK)
+
+
+# What the header says, {} being the current tag, and whether the write may go on.
+IF_MATCH: list[tuple[list[str], bool]] = [
+    *[(values, goes_on) for values, goes_on in IF_NONE_MATCH if values != ["W/{}"]],
+    (["W/{}"], False),
+    (['W/{}, "other"'], False),
+    (["W/{}, {}"], True),
+]
+
+
+@pytest.mark.parametrize(("values", "goes_on"), IF_MATCH)
+def test_if_match(alice: Person, values: list[str], *, goes_on: bool) -> None:
+    for method, end, body in WRITES:
+        path = f"/{alice.create()['id']}"
+        before = alice.tasks()
+        answer = ask_with(alice, method, path + end, "If-Match", filled(values, tag_of(alice, path)), body)
+
+        if goes_on:
+            assert answer.status_code == (204 if method == "DELETE" else 200)
+            assert alice.tasks() != before
+            assert answer.headers.get("etag") == alice.ask("GET", path).headers.get("etag")
+        else:
+            assert (answer.status_code, answer.json()) == (412, CHANGED)
+            assert alice.tasks() == before
+
+
+@writes
+def test_a_tag_is_good_for_one_change_of_its_own_task(alice: Person, method: str, end: str, body: Any) -> None:
+    path, other = f"/{alice.create()['id']}", f"/{alice.create()['id']}"
+    old = tag_of(alice, path)
+    alice.ask("PUT", path, json={"title": "by another"})
+
+    for tag in (old, tag_of(alice, other), tag_of(alice), '"1-"', f'"{path[1:]}-2026"', f'"{path[1:]}-"'):
+        answer = alice.ask(method, path + end, json=body, headers={"If-Match": tag})
+        assert (answer.status_code, answer.json()) == (412, CHANGED)
+    assert alice.ask(method, path + end, json=body, headers={"If-Match": tag_of(alice, path)}).status_code < 300
+
+
+@writes
+@pytest.mark.parametrize("tag", ["*", '"x"', "malformed", "{}"])
+def test_404_comes_before_412(alice: Person, bob: Person, method: str, end: str, body: Any, tag: str) -> None:
+    task, theirs = alice.create(), bob.create()
+    tag = tag.replace("{}", tag_of(alice, f"/{task['id']}"))
+    alice.ask("DELETE", f"/{task['id']}")
+
+    for task_id in (task["id"], theirs["id"], 2**63 - 1):
+        answer = alice.ask(method, f"/{task_id}{end}", json=body, headers={"If-Match": tag})
+        assert (answer.status_code, answer.json()) == (404, NO_TASK)
+    assert bob.tasks() == [theirs]
+
+
+def test_400_comes_before_412(alice: Person) -> None:
+    path = f"/{alice.create()['id']}"
+
+    assert alice.ask("PUT", path, json={}, headers={"If-Match": '"x"'}).status_code == 400
+    assert alice.ask("PUT", "/0", json={"title": "x"}, headers={"If-Match": '"x"'}).status_code == 400
+
+
+def test_completing_a_completed_task_changes_nothing_and_its_tag_stays_good(alice: Person) -> None:
+    path = f"/{alice.create()['id']}"
+    tag = alice.ask("PATCH", f"{path}/complete").headers["etag"]
+
+    again = [alice.ask("PATCH", f"{path}/complete", headers={"If-Match": tag}) for _ in range(2)]
+
+    assert [(answer.status_code, answer.headers["etag"]) for answer in again] == [(200, tag)] * 2
+
+
+@pytest.mark.parametrize("name", ["If-None-Match", "If-Unmodified-Since", "If-Modified-Since", "If-Range"])
+def test_writes_look_at_if_match_alone(alice: Person, name: str) -> None:
+    path = f"/{alice.create()['id']}"
+
+    for method, end, body in WRITES:
+        value = "Thu, 01 Jan 1970 00:00:00 GMT" if name.endswith("Since") else tag_of(alice, path)
+        assert alice.ask(method, path + end, json=body, headers={name: value}).status_code < 300
+
+
+@pytest.mark.parametrize("name", ["If-Match", "If-Unmodified-Since", "If-Modified-Since", "If-Range"])
+def test_reads_look_at_if_none_match_alone(alice: Person, name: str) -> None:
+    for path in ("", f"/{alice.create()['id']}"):
+        assert alice.ask("GET", path, headers={name: '"x"'}).status_code == 200
+        assert alice.ask("GET", path, headers={name: '"x"', "If-None-Match": tag_of(alice, path)}).status_code == 304
+
+
+def test_a_create_has_no_conditions(alice: Person) -> None:
+    for name in ("If-Match", "If-None-Match"):
+        assert alice.ask("POST", json={"title": "x"}, headers={name: "malformed"}).status_code == 201
+
+
+@pytest.mark.parametrize("value", ['"' * 60_001, '"x",' * 15_000 + "x", " \t" * 30_000 + "x", ", " * 30_000 + "W/"])
+def test_no_list_of_tags_takes_long_to_read(alice: Person, value: str) -> None:
+    path = f"/{alice.create()['id']}"
+
+    started = time.monotonic()
+    assert alice.ask("GET", path, headers={"If-None-Match": value}).status_code == 200
+    assert alice.ask("DELETE", path, headers={"If-Match": value}).status_code == 412
+    assert time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize("write", [WRITES[0], WRITES[2]], ids=["update", "delete"])
+def test_of_sixteen_writers_with_one_tag_one_succeeds(alice: Person, write: tuple[str, str, Any]) -> None:
+    method, end, body = write
+    refused = 412 if method == "PUT" else 404
+    with crowd(16) as threads:
+        for _ in range(20):
+            path = f"/{alice.create()['id']}"
+            headers = {"If-Match": tag_of(alice, path)}
+            asked = [threads.submit(alice.ask, method, path + end, json=body, headers=headers) for _ in range(16)]
+            answers = Counter(future.result().status_code for future in asked)
+
+            assert answers == {200 if method == "PUT" else 204: 1, refused: 15}
+
+
+def test_writers_that_read_again_after_412_lose_no_change(alice: Person) -> None:
+    path = f"/{alice.create('0')['id']}"
+
+    def count_up(_: int) -> None:
+        while True:
+            task = alice.ask("GET", path)
+            body = {"title": str(int(task.json()["title"]) + 1)}
+            if alice.ask("PUT", path, json=body, headers={"If-Match": task.headers["etag"]}).status_code == 200:
+                return
+
+    with crowd(8) as threads:
+        list(threads.map(count_up, range(40)))
+
+    assert alice.ask("GET", path).json()["title"] == "40"
+
+
+MEANWHILE: list[tuple[str, int]] = [
+    ("DELETE FROM tasks WHERE id = {id}", 404),
+    ("UPDATE tasks SET title = 'y' WHERE id = {id}; DELETE FROM tasks WHERE id = {id}", 404),
+    ("UPDATE tasks SET updated_at = updated_at + interval '1 s' WHERE id = {id}", 412),
+]
+
+
+@writes
+@pytest.mark.parametrize(("meanwhile", "status"), MEANWHILE)
+def test_what_happens_while_a_write_waits_decides_it(
+    alice: Person, method: str, end: str, body: Any, meanwhile: str, status: int
+) -> None:
+    task_id = alice.create()["id"]
+    headers = {"If-Match": tag_of(alice, f"/{task_id}")}
+
+    with crowd(1) as threads, locked(alice.database_url, meanwhile.replace("{id}", str(task_id))):
+        answer = threads.submit(alice.ask, method, f"/{task_id}{end}", json=body, headers=headers)
+        waiting_backend(alice.database_url)
+
+    assert (answer.result().status_code, answer.result().json()) == (status, NO_TASK if status == 404 else CHANGED)
+
+
+def test_conditions_come_after_who_is_asking(client: CheckedClient, alice: Person, bob: Person) -> None:
+    path = f"{alice.path}/{alice.create()['id']}"
+
+    for headers, status in (({}, 401), (bob.headers, 404)):
+        for name in ("If-Match", "If-None-Match"):
+            assert client.get(path, headers={**headers, name: "*"}).status_code == status
+            assert client.delete(path, headers={**headers, name: "malformed"}).status_code == status

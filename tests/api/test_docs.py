@@ -1,0 +1,58 @@
+"""The documentation page: everything on it comes from the service, and a setting takes it away."""
+
+import re
+from base64 import b64encode
+from hashlib import sha256
+from urllib.parse import urljoin
+
+import pytest
+from starlette.testclient import TestClient
+
+from tests.support.api import CheckedClient, error
+from todo_api.main import create_app
+from todo_api.settings import Settings
+
+
+def test_all_that_the_page_loads_is_the_services_own(client: CheckedClient) -> None:
+    page = client.get("/docs").text
+
+    loaded = re.findall(r"""(?:src=|href=|url: )["']([^"']+)""", page)
+    assert loaded == ["docs/swagger-ui.css", "data:,", "docs/swagger-ui-bundle.js", "openapi.json"]
+    types = [client.get(urljoin("/docs", path)).headers["content-type"] for path in loaded if path != "data:,"]
+    assert types == ["text/css; charset=utf-8", "text/javascript; charset=utf-8", "application/json"]
+    assert "//" not in page.replace("<!--", "")
+
+
+def test_the_page_may_run_nothing_but_that(client: CheckedClient) -> None:
+    answer = client.get("/docs")
+
+    [inline] = re.findall("<script>(.*?)</script>", answer.text, re.DOTALL)
+    digest = b64encode(sha256(inline.encode()).digest()).decode()
+    policy = dict(part.split(" ", 1) for part in answer.headers["content-security-policy"].split("; "))
+    assert policy == {
+        "default-src": "'none'",
+        "connect-src": "'self'",
+        "img-src": "data:",
+        "script-src": f"'self' 'sha256-{digest}'",
+        "style-src": "'self' 'unsafe-inline'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_the_document_names_the_root_path(settings: Settings) -> None:
+    document = TestClient(create_app(settings), root_path="/todo").get("/todo/openapi.json").json()
+
+    assert document["servers"] == [{"url": "/todo"}]
+
+
+@pytest.mark.parametrize("path", ["/docs", "/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js", "/openapi.json"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_switched_off_it_is_not_there(settings: Settings, method: str, path: str) -> None:
+    app = create_app(settings.model_copy(update={"docs_enabled": False}))
+
+    answer = TestClient(app).request(method, path)
+
+    assert (answer.status_code, answer.json()) == (404, error("Not found"))

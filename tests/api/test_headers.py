@@ -1,0 +1,115 @@
+import re
+
+import pytest
+from starlette.testclient import TestClient
+
+from tests.support.api import CheckedClient, Person, error
+from tests.support.postgres import settings_for
+from todo_api.main import create_app
+
+ORIGIN = "https://app.example.com"
+
+
+@pytest.mark.parametrize("path", ["", "/1", "/x", "/1/nothing"])
+@pytest.mark.parametrize("anonymous", [True, False])
+def test_every_answer_of_the_api_is_private_and_fresh(alice: Person, path: str, *, anonymous: bool) -> None:
+    headers = {} if anonymous else alice.headers
+
+    answer = alice.client.get(alice.path + path, headers=headers)
+
+    assert answer.headers["cache-control"] == "private, no-cache"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "Authorization" in answer.headers["vary"].split(", ")
+
+
+def test_other_paths_are_not_private(client: CheckedClient) -> None:
+    assert "cache-control" not in client.get("/health/live").headers
+
+
+class TestCors:
+    def test_an_allowed_origin_may_read_every_answer(self, alice: Person) -> None:
+        answer = alice.ask("GET", headers={"Origin": ORIGIN})
+
+        assert answer.headers["access-control-allow-origin"] == ORIGIN
+        assert answer.headers["access-control-allow-credentials"] == "true"
+        assert answer.headers["access-control-expose-headers"] == (
+            "Location, ETag, Link, Idempotency-Replayed, Retry-After, X-Request-ID"
+        )
+        assert answer.headers["vary"] == "Origin, Authorization"
+
+    @pytest.mark.parametrize(
+        "origin", ["https://evil.example", "null", ORIGIN + ".evil.example", "http://app.example.com"]
+    )
+    def test_another_origin_may_not(self, alice: Person, origin: str) -> None:
+        answer = alice.ask("GET", headers={"Origin": origin})
+
+        assert answer.status_code == 200
+        assert "access-control-allow-origin" not in answer.headers
+
+    @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE"])
+    def test_a_preflight_is_answered_to_anyone_and_may_be_kept(self, client: CheckedClient, method: str) -> None:
+        asked = "authorization, content-type, if-match, if-none-match, idempotency-key, x-request-id"
+        answer = client.options(
+            "/api/alice/tasks",
+            headers={
+                "Origin": ORIGIN,
+                "Access-Control-Request-Method": method,
+                "Access-Control-Request-Headers": asked,
+            },
+        )
+
+        assert answer.status_code == 200
+        assert answer.headers["access-control-allow-origin"] == ORIGIN
+        assert method in answer.headers["access-control-allow-methods"]
+        assert int(answer.headers["access-control-max-age"]) > 0
+
+    @pytest.mark.parametrize(
+        ("origin", "method", "header"),
+        [
+            ("https://evil.example", "GET", "authorization"),
+            (ORIGIN, "BREW", "authorization"),
+            (ORIGIN, "GET", "x-evil"),
+        ],
+    )
+    def test_a_refused_preflight_has_the_error_shape(
+        self, client: CheckedClient, origin: str, method: str, header: str
+    ) -> None:
+        answer = client.options(
+            "/api/alice/tasks",
+            headers={
+                "Origin": origin,
+                "Access-Control-Request-Method": method,
+                "Access-Control-Request-Headers": header,
+            },
+        )
+
+        assert answer.status_code == 400
+        assert answer.json().keys() == {"error"}
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.headers.get("access-control-allow-origin", ORIGIN) == ORIGIN
+        assert ("access-control-allow-origin" in answer.headers) == (origin == ORIGIN)
+        assert "evil" not in answer.text.lower()
+
+    def test_without_configuration_no_origin_is_allowed(self) -> None:
+        client = TestClient(create_app(settings_for("postgresql://nowhere/nothing")))
+
+        answer = client.get("/nothing", headers={"Origin": "http://localhost:3000"})
+
+        assert answer.json() == error("Not found")
+        assert "access-control-allow-origin" not in answer.headers
+
+
+class TestRequestId:
+    @pytest.mark.parametrize("request_id", ["a", "A-z_0.9", "x" * 128])
+    def test_a_sane_one_is_echoed(self, client: CheckedClient, request_id: str) -> None:
+        answer = client.get("/health/live", headers={"X-Request-ID": request_id})
+
+        assert answer.headers.get_list("x-request-id") == [request_id]
+
+    @pytest.mark.parametrize("request_id", ["", "x" * 129, "a b", "a\tb", "é", "a;b", "<b>"])
+    def test_another_one_is_replaced(self, client: CheckedClient, request_id: str) -> None:
+        made = client.get("/health/live", headers={b"X-Request-ID": request_id.encode()}).headers["x-request-id"]
+
+        assert re.fullmatch("[0-9a-f]{32}", made)
+        assert made != request_id
+        assert made != client.get("/health/live").headers["x-request-id"]

@@ -1,0 +1,226 @@
+"""The same create again, one after the other and at once: one task, and every answer tells of it."""
+
+import asyncio
+import json
+from typing import Any
+
+import httpx2
+import pytest
+from starlette.types import Message
+
+from tests.support.api import JSON, BearerIsIdentity, CheckedClient, Person, error
+from tests.support.crowd import crowd
+from tests.support.postgres import locked, sql, waiting_backend
+from todo_api.main import create_app
+from todo_api.settings import Settings
+
+REUSED = error("Idempotency-Key was already used for a different request")
+INVALID = error("Invalid Idempotency-Key")
+
+
+def create(person: Person, key: str, **fields: Any) -> httpx2.Response:
+    return person.ask("POST", json={"title": "Buy milk", **fields}, headers={"Idempotency-Key": key})
+
+
+def test_the_first_request_creates_and_the_same_again_answers_with_its_task(alice: Person) -> None:
+    first = create(alice, "k")
+    again = create(alice, "k")
+
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert first.content == again.content
+    assert first.headers["location"] == again.headers["location"]
+    assert "idempotency-replayed" not in first.headers
+    assert again.headers["idempotency-replayed"] == "true"
+    assert alice.tasks() == [first.json()]
+
+
+def test_the_task_is_answered_as_it_now_is(alice: Person) -> None:
+    task = create(alice, "k").json()
+    changed = alice.ask("PUT", f"/{task['id']}", json={"title": "Buy tea", "status": "complete"}).json()
+
+    assert create(alice, "k").json() == changed
+    assert alice.tasks() == [changed]
+
+
+@pytest.mark.parametrize(
+    ("first", "other"),
+    [
+        ({}, {"title": "Buy tea"}),
+        ({}, {"description": ""}),
+        ({"description": ""}, {}),
+        ({"description": "x"}, {"description": "y"}),
+        ({"title": "a", "description": "b"}, {"title": 'a", "b', "description": None}),
+        ({"title": "é"}, {"title": "e\u0301"}),
+    ],
+)
+def test_another_title_or_description_is_a_conflict(
+    alice: Person, first: dict[str, Any], other: dict[str, Any]
+) -> None:
+    task = create(alice, "k", **first).json()
+
+    answer = create(alice, "k", **other)
+
+    assert (answer.status_code, answer.json()) == (409, REUSED)
+    assert "idempotency-replayed" not in answer.headers
+    assert alice.tasks() == [task]
+
+
+def test_the_request_is_compared_and_not_the_task_as_it_now_is(alice: Person) -> None:
+    task = create(alice, "k").json()
+    alice.ask("PUT", f"/{task['id']}", json={"title": "Buy tea"})
+
+    assert create(alice, "k", title="Buy tea").status_code == 409
+    assert create(alice, "k").status_code == 201
+
+
+def test_what_is_ignored_is_not_compared(alice: Person) -> None:
+    task = create(alice, "k", status="complete").json()
+
+    assert create(alice, "k", description=None, priority=1).json() == task
+
+
+def test_keys_are_each_users_own(alice: Person, bob: Person) -> None:
+    mine, theirs = create(alice, "k"), create(bob, "k", title="Something else")
+
+    assert "idempotency-replayed" not in theirs.headers
+    assert (alice.tasks(), bob.tasks()) == ([mine.json()], [theirs.json()])
+
+
+def test_keys_differ_to_the_letter(alice: Person) -> None:
+    ids = {create(alice, key).json()["id"] for key in ("k", "K", '"k"', "k,k", "x" * 255, "!~")}
+
+    assert len(ids) == 6
+
+
+def test_a_key_lives_as_long_as_its_task(alice: Person) -> None:
+    task = create(alice, "k").json()
+    alice.ask("DELETE", f"/{task['id']}")
+
+    again = create(alice, "k", title="Buy tea")
+
+    assert (again.status_code, again.json()["title"]) == (201, "Buy tea")
+    assert again.json()["id"] > task["id"]
+    assert "idempotency-replayed" not in again.headers
+
+
+def test_without_a_key_every_request_makes_a_task(alice: Person) -> None:
+    assert len({alice.create()["id"] for _ in range(3)} | {create(alice, "k").json()["id"]}) == 4
+
+
+def test_a_deleted_account_is_nobody(alice: Person) -> None:
+    create(alice, "k")
+    sql(alice.database_url, 'DELETE FROM "user" WHERE id = $1', alice.id)
+
+    answer = create(alice, "k")
+
+    assert (answer.status_code, answer.json()) == (401, error("Unauthorized"))
+
+
+@pytest.mark.parametrize(
+    "key", [b"", b"x" * 256, b"a b", b"a\tb", "é".encode(), b"\x7f", b" ", "\xa0".encode("latin-1")]
+)
+def test_a_key_that_is_not_visible_ascii_or_too_long_is_refused(alice: Person, key: bytes) -> None:
+    answer = alice.ask("POST", json={"title": "x"}, headers={b"Idempotency-Key": key})
+
+    assert (answer.status_code, answer.json()) == (400, INVALID)
+    assert alice.stored() == []
+
+
+def test_two_keys_are_refused(alice: Person) -> None:
+    for keys in (["a", "b"], ["a", "a"], ["a", ""]):
+        headers = [*alice.headers.items(), *[("Idempotency-Key", key) for key in keys]]
+        answer = alice.client.post(alice.path, json={"title": "x"}, headers=headers)
+
+        assert (answer.status_code, answer.json()) == (400, INVALID)
+
+
+def test_the_key_comes_after_the_length_and_before_the_body(alice: Person) -> None:
+    bad_key = {"Idempotency-Key": ""}
+
+    assert alice.ask("POST", content=b"x" * 70_000, headers=bad_key).status_code == 413
+    for body in (b"", b"{broken", b"{}"):
+        assert alice.ask("POST", content=body, headers=bad_key).json() == INVALID
+    assert alice.ask("POST", content=b"{}", headers={**JSON, "Idempotency-Key": "k"}).json() == error(
+        "Title is required"
+    )
+
+
+def test_other_operations_take_no_key(alice: Person) -> None:
+    task = alice.create()
+
+    for method, path in (("GET", ""), ("GET", f"/{task['id']}"), ("PATCH", f"/{task['id']}/complete")):
+        assert alice.ask(method, path, headers={"Idempotency-Key": ""}).status_code == 200
+
+
+def test_a_create_that_is_still_under_way_is_waited_for(alice: Person) -> None:
+    theirs = f"""INSERT INTO tasks (user_id, title, idempotency_key, idempotency_fingerprint)
+        VALUES ('{alice.id}', 'x', 'k', sha256('["x", null]'))"""
+
+    with crowd(1) as threads:
+        with locked(alice.database_url, theirs):
+            answer = threads.submit(create, alice, "k", title="x")
+            waiting_backend(alice.database_url)
+        assert answer.result().headers["idempotency-replayed"] == "true"
+
+    assert [row["id"] for row in alice.stored()] == [answer.result().json()["id"]]
+
+
+ROUNDS, PARALLEL = 200, 32
+Answer = tuple[int, bool, dict[str, Any]]  # the status, whether it was replayed, and the task
+
+
+def test_in_hundreds_of_rounds_32_parallel_creates_with_one_key_make_one_task(
+    settings: Settings, alice: Person
+) -> None:
+    app = create_app(settings.model_copy(update={"pool_size": 16}), BearerIsIdentity())
+
+    async def ask(n: int) -> Answer:
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": alice.path,
+            "query_string": b"",
+            "headers": [
+                (name.lower().encode(), value.encode())
+                for name, value in {**JSON, **alice.headers, "Idempotency-Key": f"key-{n}"}.items()
+            ],
+        }
+        sent: list[Message] = []
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": json.dumps({"title": f"round {n}"}).encode()}
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        await app(scope, receive, send)
+        return sent[0]["status"], (b"idempotency-replayed", b"true") in sent[0]["headers"], json.loads(sent[1]["body"])
+
+    async def run() -> list[list[Answer]]:
+        rounds = [await asyncio.gather(*(ask(n) for _ in range(PARALLEL))) for n in range(ROUNDS)]
+        await app.state.database.close()
+        return rounds
+
+    rounds = asyncio.run(run())
+
+    stored = alice.tasks()
+    assert [task["title"] for task in stored] == [f"round {n}" for n in reversed(range(ROUNDS))]
+    for task, answers in zip(reversed(stored), rounds, strict=True):
+        created = [(201, False, task)]
+        assert sorted(answers, key=lambda answer: answer[1]) == created + [(201, True, task)] * (PARALLEL - 1)
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+def test_a_database_of_stricter_isolation_answers_the_same(settings: Settings, alice: Person, isolation: str) -> None:
+    name = sql(alice.database_url, "SELECT current_database() AS name")[0]["name"]
+    sql(alice.database_url, f"ALTER DATABASE {name} SET default_transaction_isolation TO '{isolation}'")
+    try:
+        with CheckedClient(create_app(settings, BearerIsIdentity())) as client, crowd(8) as threads:
+            alice.client = client
+            for n in range(10):
+                answers = list(threads.map(lambda n: create(alice, f"{n}"), [n] * 8))
+                assert {(answer.status_code, answer.json()["id"]) for answer in answers} == {
+                    (201, alice.tasks()[0]["id"])
+                }
+    finally:
+        sql(alice.database_url, f"ALTER DATABASE {name} RESET default_transaction_isolation")

@@ -1,0 +1,135 @@
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.support.api import BearerIsIdentity, CheckedClient, Person, new_account
+from tests.support.front import Front
+from tests.support.postgres import migrated_database, settings_for
+from tests.support.servers import PgBouncer, Postgres, find_pgbouncer
+from todo_api.main import create_app
+
+
+@pytest.fixture(scope="session")
+def directory() -> Iterator[Path]:
+    """A directory that the database's own user may enter."""
+    with tempfile.TemporaryDirectory(prefix="todo-") as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
+@pytest.fixture(scope="session")
+def running_postgres(directory: Path) -> Iterator[Postgres]:
+    postgres = Postgres(directory / "postgres")
+    migrated_database(postgres.url, "todo")
+    yield postgres
+    postgres.stop()
+
+
+@pytest.fixture
+def postgres(running_postgres: Postgres) -> Postgres:
+    """A PostgreSQL that a test may stop or kill: it runs again for the next one."""
+    running_postgres.start()
+    return running_postgres
+
+
+@pytest.fixture(scope="session")
+def pgbouncer_program() -> str:
+    program = find_pgbouncer()
+    if program is None:
+        pytest.skip("there is no PgBouncer of version 1.21 or later: name one by PGBOUNCER")
+    return program
+
+
+@pytest.fixture
+def bouncer(pgbouncer_program: str, postgres: Postgres, directory: Path) -> Iterator[PgBouncer]:
+    bouncer = PgBouncer(pgbouncer_program, postgres, directory)
+    yield bouncer
+    bouncer.kill()
+
+
+class Neon:
+    """The service in this process, and everything between it and its database."""
+
+    def __init__(self, postgres: Postgres, bouncer: PgBouncer | None, front: Front) -> None:
+        self._stack = ExitStack()
+        self._resuming = threading.Lock()
+        self.postgres = postgres
+        self._bouncer = bouncer
+        self.front = front
+        self.direct_url = postgres.url.replace("/postgres?", "/todo?")
+        self.url = f"postgresql://postgres@127.0.0.1:{front.port}/todo"
+
+    @property
+    def bouncer(self) -> PgBouncer:
+        assert self._bouncer
+        return self._bouncer
+
+    def serve(self, **settings: object) -> Callable[[], Person]:
+        """Start the service; what it returns makes users."""
+        app = create_app(settings_for(self.url, **{"pool_size": 4, **settings}), BearerIsIdentity())
+        client = self._stack.enter_context(CheckedClient(app))
+        return lambda: Person(client, self.direct_url, new_account(self.direct_url))
+
+    def wait_until_warm(self) -> None:
+        """Wait until the connections that the service opens at its start are idle."""
+        deadline = time.monotonic() + 10
+        seen = -1
+        while seen != self.front.trips or not seen:
+            assert time.monotonic() < deadline
+            seen = self.front.trips
+            time.sleep(0.1)
+
+    def suspend(self, wake_seconds: float = 0) -> None:
+        """Suspend the compute in Neon's order; the next connection wakes it, which takes a while."""
+        if self._bouncer:
+            self._bouncer.kill()
+        self.postgres.stop()
+
+        def wake() -> None:
+            time.sleep(wake_seconds)
+            self.resume()
+
+        self.front.wake = wake
+
+    def resume(self) -> None:
+        """Start what does not run."""
+        with self._resuming:
+            self.postgres.start()
+            if self._bouncer:
+                self._bouncer.start()
+
+    def close(self) -> None:
+        """End the service."""
+        self._stack.close()
+        self.front.speak()
+
+
+@pytest.fixture
+def pooled(postgres: Postgres, bouncer: PgBouncer) -> Iterator[Neon]:
+    """A database behind PgBouncer, as Neon's pooled endpoint."""
+    bouncer.start()
+    with Front(bouncer.port) as front:
+        neon = Neon(postgres, bouncer, front)
+        yield neon
+        neon.close()
+
+
+@pytest.fixture
+def direct(postgres: Postgres) -> Iterator[Neon]:
+    """A database without a pooler, as Neon's direct endpoint."""
+    with Front(str(postgres.directory / ".s.PGSQL.5432")) as front:
+        neon = Neon(postgres, None, front)
+        yield neon
+        neon.close()
+
+
+@pytest.fixture(params=["pooled", "direct"])
+def neon(request: pytest.FixtureRequest) -> Neon:
+    """A database behind each of Neon's endpoints."""
+    neon: Neon = request.getfixturevalue(request.param)
+    return neon

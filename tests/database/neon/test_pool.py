@@ -1,0 +1,81 @@
+"""The pool: never more than its size, first come first served, and nobody who leaves takes a part of it along."""
+
+import asyncio
+import socket
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx2
+
+from tests.database.neon.conftest import Neon
+from tests.support.api import new_account
+from tests.support.crowd import crowd
+from tests.support.postgres import locked, settings_for, sql
+from tests.support.serving import uvicorn
+from todo_api.database import Database
+from todo_api.statements import STATEMENTS
+
+CONNECTED = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+
+def test_the_pool_never_opens_more_than_its_size(direct: Neon) -> None:
+    alice = direct.serve(pool_size=3)()
+
+    with crowd(24) as threads:
+        answers = list(threads.map(lambda _: alice.ask("GET").status_code, range(300)))
+
+    assert answers == [200] * 300
+    assert direct.front.connections == 3
+
+
+def test_a_pooler_that_is_full_is_waited_for(pooled: Neon) -> None:
+    pooled.bouncer.kill()
+    pooled.bouncer.start(pool_size=1, query_wait_timeout=1)
+    alice = pooled.serve(pool_size=2)()
+    alice.create()
+
+    with crowd(1) as threads, locked(pooled.url):
+        answer = threads.submit(alice.ask, "POST", json={"title": "waited"})
+        time.sleep(1.5)  # the pooler has given up on it once
+        assert not answer.done()
+
+    assert answer.result().status_code == 201
+    assert [task["title"] for task in alice.tasks()] == ["waited", "Buy milk"]
+
+
+def test_who_came_first_is_served_first(direct: Neon) -> None:
+    order: list[int] = []
+
+    async def ask(database: Database, name: int) -> None:
+        for _ in range(20):
+            await database.run(STATEMENTS[0], {"owner": "nobody"}, repeatable=True)
+            order.append(name)
+
+    async def compete() -> None:
+        database = Database(settings_for(direct.url, pool_size=1))
+        await asyncio.gather(*(ask(database, name) for name in range(8)))
+        await database.close()
+
+    asyncio.run(compete())
+
+    # Whoever has been served goes to the end of the queue.
+    assert order == list(range(8)) * 20
+
+
+def test_clients_that_leave_take_no_connection_along(direct: Neon, tmp_path: Path) -> None:
+    owner = new_account(direct.direct_url)
+    environment = {"DATABASE_URL": direct.url, "AUTH_BACKEND": "tests.support.api:BearerIsIdentity", "POOL_SIZE": "2"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[3])
+    with uvicorn(environment, tmp_path) as url, httpx2.Client(headers={"Authorization": f"Bearer {owner}"}) as client:
+        tasks = f"{url}/api/{owner}/tasks"
+        assert client.get(tasks).json() == []
+        with locked(direct.direct_url):
+            for _ in range(20):
+                with socket.create_connection(("127.0.0.1", urlsplit(url).port or 0)) as leaving:
+                    head = f"GET /api/{owner}/tasks HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {owner}\r\n\r\n"
+                    leaving.sendall(head.encode())
+                    time.sleep(0.01)
+
+        assert [client.post(tasks, json={"title": "x"}).status_code for _ in range(8)] == [201] * 8
+        assert sql(direct.direct_url, CONNECTED)[0]["count"] <= 2

@@ -1,0 +1,107 @@
+"""TLS to a server that must prove itself, as Neon's connection string asks for."""
+
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+
+from tests.database.neon.conftest import Neon
+from tests.support.api import error
+from tests.support.front import Front
+from tests.support.servers import PgBouncer, Postgres
+
+STRICT = "sslmode=require&channel_binding=require"
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def roots(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with the certificate of the authority that is to be trusted."""
+    path = tmp_path_factory.mktemp("tls") / "root.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return path
+
+
+def context(authority: trustme.CA, host: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(host).configure_cert(context)
+    return context
+
+
+@pytest.fixture
+def bouncer_port(bouncer: PgBouncer) -> int:
+    bouncer.start()
+    return bouncer.port
+
+
+@pytest.fixture
+def trusted(postgres: Postgres, bouncer: PgBouncer, bouncer_port: int, authority: trustme.CA) -> Iterator[Neon]:
+    """A proxy with a certificate for its host by the trusted authority."""
+    with Front(bouncer_port, context(authority, "localhost")) as front:
+        neon = Neon(postgres, bouncer, front)
+        yield neon
+        neon.close()
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        STRICT,
+        "channel_binding=require",
+        "sslmode=verify-full",
+        "sslmode=verify-ca",
+        "sslmode=require",
+        f"{STRICT}&application_name=todo",
+    ],
+)
+def test_a_server_that_proves_itself_is_talked_to(trusted: Neon, roots: Path, query: str) -> None:
+    trusted.url = f"postgres://postgres:p%40ss@localhost:{trusted.front.port}/todo?{query}&sslrootcert={roots}"
+    alice = trusted.serve()()
+
+    assert alice.create()["user_id"] == alice.id
+    assert set(trusted.front.server_names) == {"localhost"}
+
+
+def test_without_a_word_about_it_tls_is_preferred(trusted: Neon) -> None:
+    trusted.url = f"postgresql://postgres@localhost:{trusted.front.port}/todo"
+
+    assert trusted.serve()().create()
+    assert set(trusted.front.server_names) == {"localhost"}
+
+
+@pytest.mark.parametrize("query", [STRICT, "channel_binding=require", "sslmode=verify-full"])
+@pytest.mark.parametrize("fault", ["another authority", "another host"])
+def test_a_server_that_cannot_prove_itself_gets_no_password(
+    postgres: Postgres, bouncer_port: int, authority: trustme.CA, roots: Path, caplog: pytest.LogCaptureFixture,
+    query: str, fault: str,
+) -> None:  # fmt: skip
+    wrong = context(trustme.CA(), "localhost") if fault == "another authority" else context(authority, "elsewhere.test")
+    with Front(bouncer_port, wrong) as front:
+        neon = Neon(postgres, None, front)
+        neon.url = f"postgresql://postgres:s3cret-pa55word@localhost:{front.port}/todo?{query}&sslrootcert={roots}"
+        alice = neon.serve(pool_size=1)()
+
+        started = time.monotonic()
+        answer = alice.ask("GET")
+        took = time.monotonic() - started
+        neon.close()
+
+    assert (answer.status_code, answer.json()) == (500, error("Internal server error"))
+    assert "certificate verify failed" in caplog.text
+    assert "pa55word" not in caplog.text
+    assert took < 5, "it will not pass by waiting"
+
+
+def test_the_systems_authorities_are_asked_where_none_is_named(trusted: Neon, caplog: pytest.LogCaptureFixture) -> None:
+    trusted.url = f"postgresql://postgres@localhost:{trusted.front.port}/todo?{STRICT}"
+    alice = trusted.serve(pool_size=1)()
+
+    assert alice.ask("GET").status_code == 500
+    assert "certificate verify failed" in caplog.text

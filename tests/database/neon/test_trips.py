@@ -1,0 +1,93 @@
+"""One round trip for every operation, none for a refused request, and a first request that pays no more."""
+
+import pytest
+
+from tests.database.neon.conftest import Neon
+from tests.support.postgres import sql
+
+Body = dict[str, object] | None
+OPERATIONS: list[tuple[str, str, Body, dict[str, str]]] = [
+    ("GET", "", None, {}),
+    ("GET", "?status=complete", None, {}),
+    ("GET", "?limit=2", None, {}),
+    ("GET", "?limit=2&status=incomplete", None, {}),
+    ("POST", "", {"title": "x"}, {}),
+    ("POST", "", {"title": "x"}, {"Idempotency-Key": "k"}),
+    ("GET", "/{id}", None, {}),
+    ("PUT", "/{id}", {"title": "y"}, {}),
+    ("PUT", "/{id}", {"description": None, "status": "complete"}, {}),
+    ("PATCH", "/{id}/complete", None, {}),
+    ("DELETE", "/{id}", None, {}),
+    ("GET", "/{id}", None, {"If-None-Match": "*"}),
+    ("PUT", "/{id}", {"title": "y"}, {"If-Match": '"x"'}),
+    ("PATCH", "/{id}/complete", None, {"If-Match": '"x"'}),
+    ("DELETE", "/{id}", None, {"If-Match": "malformed"}),
+    ("DELETE", "/{id}", None, {"If-Match": "*"}),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "headers"), OPERATIONS)
+def test_each_operation_is_one_statement_and_one_round_trip_from_the_first(
+    neon: Neon, method: str, path: str, body: Body, headers: dict[str, str]
+) -> None:
+    alice = neon.serve()()
+    rows = [
+        sql(neon.direct_url, "INSERT INTO tasks (user_id, title) VALUES ($1, 'x') RETURNING id", alice.id)[0]["id"]
+        for _ in range(8)
+    ]
+    neon.wait_until_warm()
+    opened = neon.front.connections
+
+    for task_id in [*rows, 2**62, 2**62]:
+        trips, statements = neon.front.trips, neon.front.statements
+        answer = alice.ask(method, path.replace("{id}", str(task_id)), json=body, headers=headers)
+        assert (neon.front.trips, neon.front.statements) == (trips + 1, statements + 1)
+        assert answer.status_code in (200, 201, 204, 304, 404, 412)
+    assert neon.front.connections == opened == 4
+
+
+def test_a_refused_request_asks_the_database_nothing(neon: Neon) -> None:
+    alice = neon.serve()()
+    neon.wait_until_warm()
+    before = neon.front.trips
+
+    answers = [
+        alice.client.get(alice.path),
+        alice.client.get("/api/bob/tasks", headers=alice.headers),
+        alice.client.delete("/api/bob/tasks/1", headers=alice.headers),
+        alice.ask("GET", "/0"),
+        alice.ask("GET", "?status=x"),
+        alice.ask("GET", "?limit=0"),
+        alice.ask("GET", "?cursor=x"),
+        alice.ask("POST", json={}),
+        alice.ask("POST", json={"title": "x"}, headers={"Idempotency-Key": ""}),
+        alice.ask("PUT", "/1", content=b"{"),
+        alice.ask("POST", content=b"x" * 70_000),
+        alice.ask("PUT"),
+        alice.client.get("/health/live"),
+    ]
+
+    assert [answer.status_code for answer in answers] == [
+        401,
+        404,
+        404,
+        400,
+        400,
+        400,
+        400,
+        400,
+        400,
+        400,
+        413,
+        405,
+        200,
+    ]
+    assert neon.front.trips == before
+
+
+def test_warm_connections_hold_no_transaction_open(neon: Neon) -> None:
+    neon.serve()
+    neon.wait_until_warm()
+
+    others = "datname = current_database() AND pid <> pg_backend_pid()"
+    assert sql(neon.direct_url, f"SELECT DISTINCT state FROM pg_stat_activity WHERE {others}") == [{"state": "idle"}]

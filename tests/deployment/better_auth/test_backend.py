@@ -1,0 +1,319 @@
+"""The backend for Better Auth, against a server of keys on loopback."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from jwt.algorithms import OKPAlgorithm, RSAAlgorithm
+from starlette.authentication import AuthenticationError
+from starlette.requests import HTTPConnection
+from starlette.testclient import TestClient
+
+import better_auth
+from better_auth import BetterAuth
+from tests.support.api import Person, error
+from tests.support.crowd import untraced
+from todo_api.auth import load_backend
+from todo_api.errors import SettingsError
+from todo_api.main import create_app
+from todo_api.settings import Settings
+
+KEY = Ed25519PrivateKey.generate()
+OTHER_KEY = Ed25519PrivateKey.generate()
+RSA_KEY = generate_private_key(65537, 2048)
+NEVER = 3600.0
+
+
+def jwk(key_id: str, key: Ed25519PrivateKey) -> dict[str, Any]:
+    """Describe a public key as Better Auth does."""
+    return {**OKPAlgorithm.to_jwk(key.public_key(), as_dict=True), "alg": "EdDSA", "kid": key_id}
+
+
+class KeyServer(ThreadingHTTPServer):
+    """Publishes keys where Better Auth does, counts who asks, and answers only while `open`."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.origin = f"http://127.0.0.1:{self.server_port}"
+        self.body = b""
+        self.status = 200
+        self.asked: list[str] = []
+        self.reached = threading.Event()
+        self.open = threading.Event()
+        self.open.set()
+        self.publish(jwk("one", KEY))
+
+    def publish(self, *keys: dict[str, Any]) -> None:
+        """Publish these keys from now on."""
+        self.body = json.dumps({"keys": keys}).encode()
+
+    def token(self, key: Any = KEY, key_id: str | None = "one", algorithm: str = "EdDSA", **claims: Any) -> str:
+        """Sign a token as Better Auth does, but for what is said otherwise; None leaves a claim out."""
+        expiry = datetime.now(UTC) + timedelta(minutes=15)
+        payload = {"sub": "alice", "iss": self.origin, "aud": self.origin, "exp": expiry, **claims}
+        payload = {name: value for name, value in payload.items() if value is not None}
+        return jwt.encode(payload, key, algorithm, headers={"kid": key_id} if key_id else None)
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: KeyServer
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        self.server.reached.set()
+        self.server.open.wait()
+        self.send_response(self.server.status)
+        self.end_headers()
+        self.wfile.write(self.server.body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[KeyServer]:
+    with untraced(), KeyServer() as server:
+        monkeypatch.setenv("BETTER_AUTH_URL", server.origin)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.open.set()
+        server.shutdown()
+        thread.join()
+
+
+async def identity(backend: BetterAuth, authorization: str) -> str | None:
+    headers = [(b"authorization", authorization.encode("latin-1"))]
+    result = await backend.authenticate(HTTPConnection({"type": "http", "headers": headers}))
+    return None if result is None else result[1].identity
+
+
+async def is_refused(backend: BetterAuth, token: str) -> bool:
+    try:
+        await identity(backend, f"Bearer {token}")
+    except AuthenticationError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
+def test_a_token_of_better_auth_says_who_is_asking(keys: KeyServer, scheme: str) -> None:
+    assert asyncio.run(identity(BetterAuth(), f"{scheme} {keys.token()}")) == "alice"
+    assert keys.asked == ["/api/auth/jwks"]
+
+
+@pytest.mark.parametrize("authorization", ["", "Basic YWxpY2U6", "alice"])
+def test_without_a_token_nobody_is_asking_and_nothing_is_fetched(keys: KeyServer, authorization: str) -> None:
+    assert asyncio.run(identity(BetterAuth(), authorization)) is None
+    assert keys.asked == []
+
+
+def test_a_slash_at_the_end_of_the_url_does_not_matter(keys: KeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BETTER_AUTH_URL", f"{keys.origin}/")
+
+    assert asyncio.run(identity(BetterAuth(), f"Bearer {keys.token()}")) == "alice"
+
+
+def header(text: str) -> str:
+    return f"{jwt.utils.base64url_encode(text.encode()).decode()}.e30.AAAA"
+
+
+PUBLIC = KEY.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+SECONDS_AGO = datetime.now(UTC) - timedelta(seconds=60)
+REFUSED: dict[str, Callable[[KeyServer], str]] = {
+    "another's key": lambda keys: keys.token(OTHER_KEY),
+    "another's key by its own id": lambda keys: keys.token(OTHER_KEY, "two"),
+    "no key id": lambda keys: keys.token(key_id=None),
+    "expired": lambda keys: keys.token(exp=SECONDS_AGO),
+    "not valid yet": lambda keys: keys.token(nbf=datetime.now(UTC) + timedelta(minutes=5)),
+    "another issuer": lambda keys: keys.token(iss="https://elsewhere.example"),
+    "another audience": lambda keys: keys.token(aud="https://elsewhere.example"),
+    "no issuer": lambda keys: keys.token(iss=None),
+    "no audience": lambda keys: keys.token(aud=None),
+    "no expiry": lambda keys: keys.token(exp=None),
+    "no subject": lambda keys: keys.token(sub=None),
+    "unsigned": lambda keys: keys.token("", algorithm="none"),
+    "signed with the public key as a secret": lambda keys: keys.token(PUBLIC.hex(), algorithm="HS256"),
+    "another algorithm": lambda keys: keys.token(RSA_KEY, "rsa", algorithm="RS256"),
+    "changed": lambda keys: keys.token().replace(".", ".e", 1),
+    "cut": lambda keys: keys.token().rpartition(".")[0],
+    "empty": lambda _: "",
+    "garbage": lambda _: "x.y.z",
+    "not ASCII": lambda _: "zoë.é.ü",
+    "header no object": lambda _: header("[]"),
+    "header nested deep": lambda _: header("[" * 20_000),
+    "key id no text": lambda _: header('{"alg": "EdDSA", "kid": ["one"]}'),
+    "no algorithm": lambda _: header('{"kid": "one"}'),
+}
+
+
+@pytest.mark.parametrize("make", REFUSED.values(), ids=REFUSED.keys())
+def test_a_token_that_proves_nothing_is_refused(keys: KeyServer, make: Callable[[KeyServer], str]) -> None:
+    rsa = {**RSAAlgorithm.to_jwk(RSA_KEY.public_key(), as_dict=True), "alg": "RS256", "kid": "rsa"}
+    keys.publish(jwk("one", KEY), rsa)
+
+    assert asyncio.run(is_refused(BetterAuth(), make(keys)))
+
+
+def test_clocks_may_be_a_few_seconds_apart(keys: KeyServer) -> None:
+    now = datetime.now(UTC)
+    early = keys.token(iat=now + timedelta(seconds=5))
+    late = keys.token(exp=now - timedelta(seconds=1))
+
+    async def story() -> list[str | None]:
+        backend = BetterAuth()
+        return [await identity(backend, f"Bearer {token}") for token in (early, late)]
+
+    assert asyncio.run(story()) == ["alice", "alice"]
+
+
+def test_the_keys_are_fetched_once_for_all_who_wait_and_the_loop_goes_on(keys: KeyServer) -> None:
+    keys.open.clear()
+
+    async def story() -> list[Any]:
+        backend = BetterAuth()
+        waiting = [asyncio.create_task(identity(backend, f"Bearer {keys.token(sub=str(n))}")) for n in range(20)]
+        assert await asyncio.to_thread(keys.reached.wait, 10)
+        waiting[0].cancel()  # whoever goes away takes nobody along
+        keys.open.set()
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    answers = asyncio.run(story())
+
+    assert isinstance(answers[0], asyncio.CancelledError)
+    assert answers[1:] == [str(n) for n in range(1, 20)]
+    assert len(keys.asked) == 1
+
+
+def test_a_new_key_is_known_at_its_first_token_and_the_old_one_still_is(keys: KeyServer) -> None:
+    async def story() -> None:
+        backend = BetterAuth()
+        for number in range(3):
+            key = Ed25519PrivateKey.generate()
+            keys.publish(jwk("old", KEY), jwk(f"new {number}", key))
+            assert await identity(backend, f"Bearer {keys.token(key, f'new {number}')}") == "alice"
+            assert await identity(backend, f"Bearer {keys.token(key_id='old')}") == "alice"
+
+    asyncio.run(story())
+    assert len(keys.asked) == 3
+
+
+def test_invented_key_ids_make_one_fetch_in_the_cool_down(keys: KeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(invented: int) -> None:
+        backend = BetterAuth()
+        assert await identity(backend, f"Bearer {keys.token()}") == "alice"
+        for number in range(invented):
+            assert await is_refused(backend, keys.token(OTHER_KEY, f"invented {number}"))
+            assert await identity(backend, f"Bearer {keys.token()}") == "alice"
+
+    monkeypatch.setattr(better_auth, "COOL_DOWN", NEVER)
+    asyncio.run(story(5))
+    assert len(keys.asked) == 2
+    keys.asked.clear()
+    monkeypatch.setattr(better_auth, "COOL_DOWN", 0)
+    asyncio.run(story(5))
+    assert len(keys.asked) == 6
+
+
+FAULTS: dict[str, Callable[[KeyServer], None]] = {
+    "an error": lambda keys: setattr(keys, "status", 500),
+    "a page": lambda keys: setattr(keys, "body", b"<html>"),
+    "no keys": lambda keys: keys.publish(),
+    "keys of another kind": lambda keys: keys.publish({"kty": "oct", "kid": "one", "k": "AAAA", "alg": "A128KW"}),
+    "nothing": lambda keys: keys.socket.close(),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+def test_keys_that_were_fetched_stay_while_new_ones_cannot_be(
+    keys: KeyServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fault: Callable[[KeyServer], None],
+) -> None:
+    monkeypatch.setattr(better_auth, "LIFESPAN", 0)
+
+    async def story() -> None:
+        backend = BetterAuth()
+        assert await identity(backend, f"Bearer {keys.token()}") == "alice"
+        fault(keys)
+        assert await is_refused(backend, keys.token(OTHER_KEY, "two"))
+        assert await identity(backend, f"Bearer {keys.token()}") == "alice"
+
+    asyncio.run(story())
+    assert [record.message for record in caplog.records] == ["Better Auth's keys cannot be fetched"]
+
+
+def test_a_key_that_is_withdrawn_is_trusted_no_more_once_it_is_stale(
+    keys: KeyServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(better_auth, "LIFESPAN", 0)
+    monkeypatch.setattr(better_auth, "COOL_DOWN", 0)
+
+    async def story() -> None:
+        backend = BetterAuth()
+        assert not await is_refused(backend, keys.token())
+        keys.publish(jwk("two", OTHER_KEY))
+        keys.open.clear()
+        keys.reached.clear()
+        assert not await is_refused(backend, keys.token())
+        assert await asyncio.to_thread(keys.reached.wait, 10)
+        assert caplog.records == [], "nobody waits for a key that is known, until the fetch is given up"
+        keys.open.set()
+        assert not await is_refused(backend, keys.token(OTHER_KEY, "two")), "this one waits for the fetch under way"
+        assert await is_refused(backend, keys.token())
+
+    asyncio.run(story())
+
+
+def test_until_there_are_keys_a_token_is_no_ones_fault_but_the_services(
+    keys: KeyServer, settings: Settings, alice: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(better_auth, "COOL_DOWN", 0)
+    keys.status = 503
+    with TestClient(create_app(settings, BetterAuth()), raise_server_exceptions=False) as client:
+        mine = {"Authorization": f"Bearer {keys.token(sub=alice.id)}"}
+        answer = client.get(alice.path, headers=mine)
+        assert (answer.status_code, answer.json()) == (500, error("Internal server error"))
+        assert client.get(alice.path, headers={"Authorization": "Bearer x.y.z"}).status_code == 401
+
+        keys.status = 200
+        assert client.get(alice.path, headers=mine).json() == []
+
+
+def test_without_keys_the_cool_down_holds_too(keys: KeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(better_auth, "COOL_DOWN", NEVER)
+    keys.status = 503
+
+    async def story() -> None:
+        backend = BetterAuth()
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="have not been fetched yet"):
+                await identity(backend, f"Bearer {keys.token()}")
+
+    asyncio.run(story())
+    assert len(keys.asked) == 1
+
+
+@pytest.mark.parametrize("url", [None, "localhost:3000"])
+def test_a_url_that_is_missing_or_none_stops_the_start_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, url: str | None
+) -> None:
+    if url is None:
+        monkeypatch.delenv("BETTER_AUTH_URL", raising=False)
+    else:
+        monkeypatch.setenv("BETTER_AUTH_URL", url)
+
+    with pytest.raises(SettingsError, match=r"^AUTH_BACKEND cannot be loaded from better_auth:BetterAuth: [^\n]+$"):
+        load_backend("better_auth:BetterAuth")

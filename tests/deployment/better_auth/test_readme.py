@@ -1,0 +1,122 @@
+"""The README is true for who comes with Better Auth and TypeScript: its commands are run as they are."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.better_auth import EXAMPLES, better_auth, service
+from tests.support.openapi import WRITTEN
+from tests.support.postgres import migrated_database
+from tests.support.serving import BIN, UNMEASURED
+
+ROOT = EXAMPLES.parent
+README = (ROOT / "README.md").read_text()
+FIRST_TASK = re.findall(r"```sh\n(AUTH=.+?)```\n\n```json\n(.*?)\n```", README, re.DOTALL)
+TYPED_CLIENT = re.findall(r"```sh\n(export PATH=.+?)```", README, re.DOTALL)
+SNIPPETS = re.findall(r"```ts\n(.+?)```", README, re.DOTALL)
+CHANGING = re.compile(r'"id":\d+|"user_id":"\w{32}"|\d{4}-\d\d-\d\dT[\d:]{8}\.\d{6}Z')
+WRONG = """
+import createClient from "openapi-fetch";
+import type { paths } from "./todo-api.d.ts";
+
+const todo = createClient<paths>();
+const params = { path: { user_id: "u1", id: 7 } };
+// @ts-expect-error
+await todo.GET("/api/{user_id}/task", { params });
+// @ts-expect-error
+await todo.GET("/api/{user_id}/tasks/{id}");
+// @ts-expect-error
+await todo.GET("/api/{user_id}/tasks", { params: { ...params, query: { status: "done" } } });
+// @ts-expect-error
+await todo.POST("/api/{user_id}/tasks", { params, body: {} });
+// @ts-expect-error
+await todo.PUT("/api/{user_id}/tasks/{id}", { params, body: { title: null } });
+// @ts-expect-error
+await todo.PUT("/api/{user_id}/tasks/{id}", { params, body: { title: 7, status: "complete" } });
+// @ts-expect-error
+await todo.PUT("/api/{user_id}/tasks/{id}", { params, body: { status: "done" } });
+// @ts-expect-error
+(await todo.GET("/api/{user_id}/tasks/{id}", { params })).data.title;
+// @ts-expect-error
+(await todo.GET("/api/{user_id}/tasks/{id}", { params })).data?.priority;
+"""
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """As much of the repository as the commands need, where they may write."""
+    shutil.copytree(EXAMPLES, tmp_path / "examples", ignore=shutil.ignore_patterns("node_modules", "*.d.ts"))
+    (tmp_path / "examples" / "node_modules").symlink_to(EXAMPLES / "node_modules")
+    shutil.copy(WRITTEN, tmp_path)
+    curl = tmp_path / "bin" / "curl"
+    curl.parent.mkdir()
+    curl.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m tests.support.curl "$@"\n')
+    curl.chmod(0o755)
+    return tmp_path
+
+
+@pytest.fixture
+def addresses(server: str, worker: str, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Where `make better-auth` serves, and where it is served here."""
+    database_url = migrated_database(server, f"readme_{worker}")
+    with (
+        better_auth(database_url, tmp_path / "better_auth") as (origin, _),
+        service(database_url, tmp_path / "service", origin) as url,
+    ):
+        yield {"http://localhost:3000": origin, "http://127.0.0.1:8000": url}
+
+
+def run(script: str, cwd: Path, **environment: str) -> str:
+    path = os.pathsep.join([str(cwd / "bin"), str(BIN), os.environ["PATH"]])
+    ended = subprocess.run(
+        ["sh", "-ec", script],
+        cwd=cwd,
+        env={**os.environ, **environment, **UNMEASURED, "PATH": path, "NO_COLOR": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout
+    return ended.stdout
+
+
+def test_it_leads_to_the_first_task_and_to_a_typed_client(copy: Path, addresses: dict[str, str]) -> None:
+    ((commands, answer),), (client,) = FIRST_TASK, TYPED_CLIENT
+    for shown, here in addresses.items():
+        commands = commands.replace(shown, here)
+
+    said = run(f"{commands}\necho\n{client}", copy, TODO_API=addresses["http://127.0.0.1:8000"])
+
+    first, _, rest = said.partition("\n")
+    assert CHANGING.sub("…", first) == CHANGING.sub("…", answer)
+    assert rest[rest.index("created ") :].splitlines() == [
+        "created Buy milk",
+        "updated Two litres",
+        "completed complete",
+        "listed true",
+        "deleted 204",
+        "gone Task not found",
+    ]
+
+
+def test_the_client_compiles_under_strict_and_its_misuse_does_not(copy: Path) -> None:
+    (client,) = TYPED_CLIENT
+    generate, _, _ = client.partition("node ")
+    (copy / "examples" / "typescript-client" / "wrong.ts").write_text(WRONG)
+
+    said = run(f"{generate}npx tsc", copy)
+
+    assert "error" not in said
+
+
+def test_the_client_shown_is_the_one_that_runs() -> None:
+    program = (EXAMPLES / "typescript-client" / "tasks.ts").read_text()
+
+    assert [snippet in program for snippet in SNIPPETS] == [True]

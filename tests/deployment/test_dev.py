@@ -1,0 +1,201 @@
+"""`todo-api dev`: an identity that believes what it is told, and a database whose data stays."""
+
+import http.client
+import re
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.support.api import CheckedClient, error
+from tests.support.postgres import sql
+from tests.support.serving import Process, free_port, process, wait_for
+from todo_api import cli
+from todo_api.dev import DevelopmentIdentity
+from todo_api.main import create_app
+from todo_api.settings import Settings
+
+
+class TestDevelopmentIdentity:
+    @pytest.fixture
+    def client(self, settings: Settings) -> Iterator[CheckedClient]:
+        with CheckedClient(create_app(settings, DevelopmentIdentity())) as client:
+            yield client
+
+    @pytest.mark.parametrize(
+        ("header", "path", "user_id"),
+        [
+            (b"Bearer first-seen", "first-seen", "first-seen"),
+            (b"bearer   case-and-spaces  ", "case-and-spaces", "case-and-spaces"),
+            ("Bearer zoë 🥛".encode(), "zo%C3%AB%20%F0%9F%A5%9B", "zoë 🥛"),
+            ("Bearer voilà".encode(), "voil%C3%A0", "voilà"),
+            ("Bearer Å \t".encode(), "%C3%85", "Å"),
+            (b"Bearer a@b.example", "a%40b.example", "a@b.example"),
+            (b"Bearer auth0|7", "auth0%7C7", "auth0|7"),
+        ],
+    )
+    def test_an_account_is_made_at_first_sight(
+        self, client: CheckedClient, database_url: str, header: bytes, path: str, user_id: str
+    ) -> None:
+        for _ in range(2):
+            created = client.post(f"/api/{path}/tasks", json={"title": "x"}, headers={b"Authorization": header})
+            assert created.status_code == 201
+            assert created.json()["user_id"] == user_id
+            assert created.headers["location"] == f"/api/{path}/tasks/{created.json()['id']}"
+
+        assert len(sql(database_url, 'SELECT 1 FROM "user" WHERE id = $1', user_id)) == 1
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            b"",
+            b"Bearer",
+            b"Bearer ",
+            b"Bearer    ",
+            b"Basic abc",
+            b"nobody",
+            b"Bearer a/b",
+            b"Bearer ..",
+        ],
+    )
+    def test_anything_else_is_nobody_and_makes_none(
+        self, client: CheckedClient, database_url: str, header: bytes
+    ) -> None:
+        before = sql(database_url, 'SELECT count(*) FROM "user"')
+
+        answer = client.get("/api/nobody/tasks", headers={b"Authorization": header})
+
+        assert (answer.status_code, answer.json()) == (401, error("Unauthorized"))
+        assert sql(database_url, 'SELECT count(*) FROM "user"') == before
+
+    def test_an_account_that_was_there_before_is_left_alone(self, client: CheckedClient, database_url: str) -> None:
+        sql(database_url, """INSERT INTO "user" VALUES ('there-before', 'Name', 'other@example.com', true)""")
+
+        answer = client.get("/api/there-before/tasks", headers={"Authorization": "Bearer there-before"})
+
+        assert answer.json() == []
+        assert sql(database_url, """SELECT name, email FROM "user" WHERE id = 'there-before'""") == [
+            {"name": "Name", "email": "other@example.com"}
+        ]
+
+
+@contextmanager
+def developing(data: Path, **environment: str) -> Iterator[tuple[str, Process]]:
+    """Run `todo-api dev` in its own empty working directory."""
+    port = str(free_port())
+    environment = {"PORT": port, "DATA_DIR": str(data), **environment}
+    with process("todo-api", "dev", environment=environment, cwd=data.parent) as server:
+        url = f"http://127.0.0.1:{port}"
+        wait_for(url, server)
+        yield url, server
+
+
+def test_tasks_outlive_the_service_and_its_database(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    alice = {"Authorization": "Bearer alice"}
+    tasks: list[dict[str, Any]] = []
+    for number in (signal.SIGINT, signal.SIGHUP):
+        with developing(data) as (url, server):
+            assert httpx2.get(f"{url}/api/alice/tasks", headers=alice).json() == tasks
+            created = httpx2.post(f"{url}/api/alice/tasks", headers=alice, json={"title": number.name})
+            tasks = [created.json(), *tasks]
+            with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as connection:
+                connection.sendall(b"nonsense\r\n\r\n")
+                assert connection.recv(100).startswith(b"HTTP/1.1 400")
+            database = int((data / "postgres" / "postmaster.pid").read_text().partition("\n")[0])
+            assert server.stop(number) == 0, server.output()
+
+        output = server.output()
+        assert not (data / "postgres" / "postmaster.pid").exists()
+        assert not is_running(database)
+        assert "Traceback" not in output
+        assert f"listens on {url} " in output
+        assert "FOR DEVELOPMENT ONLY" in output
+        assert f"curl -H 'Authorization: Bearer alice' {url}/api/alice/tasks" in output
+        assert "\nWARNING Invalid HTTP request received. [-]\n" in output
+        assert re.search(r"(?m)^INFO POST /api/\{user_id\}/tasks 201 [\d.]+ ms \[[0-9a-f]{32}\]$", output)
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether a process runs; one that ended and was not waited for does not."""
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("development") / "data"
+
+
+@pytest.fixture(scope="module")
+def url(data: Path) -> Iterator[str]:
+    # What the environment says of a database is meant for production.
+    with developing(data, DATABASE_URL="nonsense", DATABASE_URL_UNPOOLED="postgresql://no/thing") as (url, server):
+        yield url
+        assert server.stop(signal.SIGTERM) == 0
+
+
+def test_a_front_end_on_this_machine_is_allowed(url: str) -> None:
+    answer = httpx2.get(f"{url}/api/alice/tasks", headers={"Origin": "http://localhost:3000"})
+
+    assert answer.status_code == 401
+    assert answer.headers["access-control-allow-origin"] == "http://localhost:3000"
+
+
+def test_only_this_machine_is_listened_to(url: str) -> None:
+    with pytest.raises(OSError, match=r"refused|unreachable"):
+        socket.create_connection(("127.0.0.2", int(url.rpartition(":")[2])), timeout=5)
+
+
+def test_a_token_that_is_no_text_is_nobodys(url: str) -> None:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"))
+
+    connection.request("GET", "/api/nobody/tasks", headers={"Authorization": b"Bearer \xff"})
+
+    assert connection.getresponse().status == 401
+    connection.close()
+
+
+@pytest.fixture
+def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
+    """Run `todo-api dev` here, where it must not start, and return what it says."""
+
+    def refusal(data: Path, **environment: str) -> str:
+        for name, value in {"PORT": str(free_port()), "DATA_DIR": str(data), **environment}.items():
+            monkeypatch.setenv(name, value)
+        assert cli.main(["dev"]) == 1
+        said = capsys.readouterr()
+        assert (said.out, said.err.count("\n")) == ("", 1)
+        return said.err
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield refusal
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_what_keeps_a_second_one_from_starting_is_a_sentence_and_stops_nothing_of_the_first(
+    data: Path, url: str, refusal: Callable[..., str]
+) -> None:
+    port = url.rpartition(":")[2]
+
+    assert refusal(data, PORT=port) == f"PORT {port} cannot be listened on: Address already in use.\n"
+    assert refusal(data) == f"DATA_DIR {data} is in use by another process.\n"
+    spaced = data.parent / "my data"
+    assert (
+        refusal(spaced)
+        == f"DATA_DIR {spaced} cannot be used: its whole path may hold letters, digits and ._-+@/ only.\n"
+    )
+    file = data.parent / "output"
+    assert refusal(file).startswith(f"DATA_DIR {file} cannot be used: ")
+    assert refusal(data, AUTH_BACKEND="tests.support.api:BearerIsIdentity").startswith(
+        "AUTH_BACKEND is set, and the dev"
+    )
+    assert httpx2.get(f"{url}/health/ready").status_code == 200

@@ -1,0 +1,188 @@
+"""What is logged, in which shape, and what never is."""
+
+import json
+import logging
+import re
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.support.api import Person, error, new_account
+from tests.support.postgres import sql
+from tests.support.serving import uvicorn
+from todo_api import logs
+
+Lines = Callable[[], list[dict[str, Any]]]
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Lines:
+    """Read what the service logs, in the shape of production."""
+    monkeypatch.setattr(caplog.handler, "formatter", logs.JSONFormatter())
+    caplog.set_level(logging.INFO, "todo_api")
+    return lambda: [json.loads(line) for line in caplog.text.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "logged", "route", "status"),
+    [
+        ("GET", "/api/{}/tasks", "GET", "/api/{user_id}/tasks", 200),
+        ("POST", "/api/{}/tasks?s3cret-query", "POST", "/api/{user_id}/tasks", 400),
+        ("GET", "/api/{}/tasks/1", "GET", "/api/{user_id}/tasks/{id}", 404),
+        ("PATCH", "/api/s3cret-path/tasks/1/complete", "PATCH", "/api/{user_id}/tasks/{id}/complete", 404),
+        ("DELETE", "/api/{}/tasks", "DELETE", "/api/{user_id}/tasks", 405),
+        ("S3CRET", "/api/{}/tasks", "_OTHER", "/api/{user_id}/tasks", 405),
+        ("GET", "/health/live", "GET", "/health/live", 200),
+        ("GET", "/openapi.json", "GET", "/openapi.json", 200),
+        ("GET", "/s3cret-path%0A2026-01-01 INFO all is well", "GET", "-", 404),
+    ],
+)
+def test_a_request_is_one_line_without_anything_the_client_wrote(
+    alice: Person, lines: Lines, method: str, path: str, logged: str, route: str, status: int
+) -> None:
+    headers = {**alice.headers, "X-Request-ID": "find-me"}
+
+    assert alice.client.request(method, path.format(alice.id), headers=headers).status_code == status
+
+    [line] = lines()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:]{8}\.\d{3}\+00:00", line.pop("time"))
+    assert line.pop("duration_ms") > 0
+    assert line.pop("message").startswith(f"{logged} {route} {status} ")
+    assert line == {
+        "level": "INFO",
+        "logger": "todo_api.middleware",
+        "method": logged,
+        "route": route,
+        "status": status,
+        "request_id": "find-me",
+    }
+
+
+def test_what_is_logged_during_a_request_has_its_id(alice: Person, lines: Lines) -> None:
+    sql(alice.database_url, "ALTER TABLE tasks RENAME COLUMN title TO heading")
+    try:
+        alice.ask("GET", headers={"X-Request-ID": "first"})
+        alice.client.get("/health/ready", headers={"X-Request-ID": "second"})
+    finally:
+        sql(alice.database_url, "ALTER TABLE tasks RENAME COLUMN heading TO title")
+
+    assert [(line["level"], line["request_id"]) for line in lines()] == [
+        ("ERROR", "first"),
+        ("INFO", "first"),
+        ("WARNING", "second"),
+        ("INFO", "second"),
+    ]
+
+
+def test_a_row_that_a_constraint_refuses_is_not_quoted(alice: Person, lines: Lines) -> None:
+    sql(alice.database_url, "ALTER TABLE tasks ADD CONSTRAINT polite CHECK (title NOT LIKE '%s3cret%')")
+    try:
+        answer = alice.ask("POST", json={"title": "s3cret-title", "description": "s3cret-description"})
+    finally:
+        sql(alice.database_url, "ALTER TABLE tasks DROP CONSTRAINT polite")
+
+    assert (answer.status_code, answer.json()) == (500, error("Internal server error"))
+    crash, _ = lines()
+    assert 'violates check constraint "polite"' in crash["exception"]
+    assert "s3cret" not in crash["exception"]
+    assert alice.id not in crash["exception"]
+
+
+def record(message: str, arguments: Any, exc_info: Any = None) -> logging.LogRecord:
+    return logging.LogRecord("somebody", logging.WARNING, "", 0, message, arguments, exc_info)
+
+
+def test_an_object_is_one_line_whatever_is_in_it() -> None:
+    crash = (ValueError, ValueError("\n\u2028\ud800"), None)
+    line = logs.JSONFormatter().format(record("a\n%s", ("\u2028",), crash))
+
+    assert line.isascii()
+    assert "\n" not in line
+    written = json.loads(line)
+    assert (written["message"], written["level"], written["logger"]) == ("a\n\u2028", "WARNING", "somebody")
+    assert written["exception"] == "ValueError: \n\u2028\ud800"
+    assert "request_id" not in written
+
+
+def test_a_field_can_be_anything() -> None:
+    assert json.loads(logs.JSONFormatter().format(record("%(path)s", ({"path": Path("x")},))))["path"] == "x"
+
+
+def test_a_line_for_people_says_what_happened_and_where() -> None:
+    assert logs.TextFormatter().format(record("%d tasks", (3,))) == "WARNING 3 tasks [-]"
+
+
+def test_logging_that_was_configured_before_is_left_alone() -> None:
+    before = list(logging.getLogger().handlers)
+
+    logs.configure(logs.JSONFormatter())
+
+    assert logging.getLogger().handlers == before != []
+
+
+APPLICATION = """
+from todo_api import main
+from tests.support.api import BearerIsIdentity
+
+
+class CrashingOutside:
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        if scope["path"] == "/outside":
+            raise ZeroDivisionError
+        await self.app(scope, receive, send)
+
+
+class Backend(BearerIsIdentity):
+    async def authenticate(self, conn):
+        if "x-crash" in conn.headers:
+            raise ZeroDivisionError
+        return await super().authenticate(conn)
+
+
+app = main.app
+app.add_middleware(CrashingOutside)
+"""
+
+
+def test_production_writes_objects_only_and_each_request_and_crash_once(database_url: str, tmp_path: Path) -> None:
+    (tmp_path / "crashing.py").write_text(APPLICATION)
+    root = Path(__file__).parents[2]
+    environment = {
+        "DATABASE_URL": database_url,
+        "AUTH_BACKEND": "crashing:Backend",
+        "PYTHONPATH": f"{root}:{tmp_path}",
+    }
+    owner = new_account(database_url, f"s3cret-path-{uuid.uuid4()}")
+    headers = {"Authorization": f"Bearer {owner}"}
+    task = {"title": "s3cret-title", "description": "s3cret-description"}
+    with uvicorn(environment, tmp_path, application="crashing:app") as url:
+        assert httpx2.post(f"{url}/api/{owner}/tasks", headers=headers, json=task).status_code == 201
+        assert httpx2.get(f"{url}/api/{owner}/tasks?s3cret-query", headers=headers).status_code == 200
+        anonymous = httpx2.get(f"{url}/api/{owner}/tasks", headers={"Authorization": "Bearer s3cret-token%00"})
+        assert anonymous.status_code == 401
+        assert httpx2.get(f"{url}/api/{owner}/tasks", headers={"X-Crash": "1"}).status_code == 500
+        assert httpx2.get(f"{url}/outside").json() == error("Internal server error")
+
+    lines = [json.loads(line) for line in (tmp_path / "output").read_text().splitlines()]
+    requests = [(line["method"], line["route"], line["status"]) for line in lines if "route" in line]
+    assert [request for request in requests if request[1] != "/health/live"] == [
+        ("POST", "/api/{user_id}/tasks", 201),
+        ("GET", "/api/{user_id}/tasks", 200),
+        ("GET", "/api/{user_id}/tasks", 401),
+        ("GET", "/api/{user_id}/tasks", 500),
+    ]
+    crashes = [line for line in lines if "exception" in line]
+    assert [(line["logger"], "request_id" in line) for line in crashes] == [
+        ("todo_api.error_handlers", True),
+        ("uvicorn.error", False),
+    ]
+    assert all(line["exception"].count("Traceback") == 1 for line in crashes)
+    assert {line["logger"] for line in lines} >= {"uvicorn.error", "todo_api.auth"}
+    assert "s3cret" not in (tmp_path / "output").read_text()

@@ -1,0 +1,72 @@
+"""The README is true: its commands are run and its answers compared."""
+
+import re
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from tests.api.test_auth import KEY, token
+from tests.support.api import new_account
+from tests.support.curl import curl
+from tests.support.serving import free_port, process, uvicorn, wait_for
+from todo_api.settings import Settings
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+EXAMPLES = re.findall(r"```sh\n(curl .+?)\n```\n\n```(?:json|http)\n(.*?)\n```", README, re.DOTALL)
+MODULES = re.findall(r"```python\n# (\w+\.py),.*?\n(.+?)```", README, re.DOTALL)
+TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:]{8}\.\d{6}Z")
+
+
+def test_every_curl_example_gets_the_answer_it_shows(tmp_path: Path) -> None:
+    assert README.count("```sh\ncurl ") == len(EXAMPLES) == 13
+    address = f"127.0.0.1:{(port := free_port())}"
+    environment = {"PORT": str(port), "DATA_DIR": str(tmp_path / "data")}
+    with process("todo-api", "dev", environment=environment, cwd=tmp_path) as server:
+        wait_for(f"http://{address}", server)
+        for command, answer in EXAMPLES:
+            shown_head, _, shown_body = answer.partition("\n\n") if answer.startswith("HTTP/") else ("", "", answer)
+            head, body = curl(command.replace("127.0.0.1:8000", address))
+
+            assert TIME.sub("…", body) == TIME.sub("…", shown_body)
+            assert set(shown_head.splitlines()) <= set(head)
+            assert bool(shown_head) == bool(head)
+
+
+def test_times_in_the_examples_tell_a_story() -> None:
+    times = TIME.findall("".join(answer for _, answer in EXAMPLES))
+
+    assert len(set(times)) == 5, "created, updated, completed, and two more created"
+
+
+@pytest.mark.parametrize(
+    ("application", "backend"),
+    [("todo_api.main:app", "my_auth:Backend"), ("my_app:app", "")],
+    ids=["backend", "middleware"],
+)
+def test_authentication_plugs_in_as_shown(database_url: str, tmp_path: Path, application: str, backend: str) -> None:
+    for name, code in MODULES:
+        (tmp_path / name).write_text(code)
+    public_key = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    environment = {
+        "DATABASE_URL": database_url,
+        "AUTH_BACKEND": backend,
+        "JWT_PUBLIC_KEY": public_key,
+        "PYTHONPATH": str(tmp_path),
+    }
+    owner = new_account(database_url)
+
+    with uvicorn(environment, tmp_path, application=application) as url:
+        ask = f"curl {url}/api/{owner}/tasks -H 'Authorization: Bearer"
+        assert curl(f"{ask} {token(owner)}'")[1] == "[]"
+        assert curl(f"{ask} {token('someone-else')}'")[1] == '{"error":"User not found"}'
+        assert curl(f"{ask} {token(owner, exp=1)}'")[1] == '{"error":"Unauthorized"}'
+        assert curl(f"curl {url}/api/{owner}/tasks")[1] == '{"error":"Unauthorized"}'
+
+
+def test_every_setting_is_in_the_table() -> None:
+    rows = dict(re.findall(r"(?m)^\| `([A-Z_]+)` \|.*\| (.+?) \|$", README))
+
+    assert list(rows) == [name.upper() for name in Settings.model_fields]
+    for name in ("pool_size", "wake_seconds", "docs_enabled", "data_dir", "port"):
+        assert rows[name.upper()] == f"`{Settings.model_fields[name].default}`".lower()

@@ -1,0 +1,322 @@
+"""Traces and metrics: in memory, and from a process to a receiver on loopback."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from opentelemetry import _logs, metrics, trace
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
+
+from tests.support.api import BearerIsIdentity, CheckedClient, Person, error, new_account
+from tests.support.postgres import locked, settings_for
+from tests.support.serving import uvicorn
+from todo_api.main import create_app
+from todo_api.settings import Settings
+
+ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+NOWHERE = "postgresql://todo:s3cret-pa55word@127.0.0.1:1/todo"
+
+
+class Recorder:
+    """Keeps what an application reports."""
+
+    def __init__(self) -> None:
+        self._spans = InMemorySpanExporter()
+        self.tracers = TracerProvider()
+        self.tracers.add_span_processor(SimpleSpanProcessor(self._spans))
+        self._reader = InMemoryMetricReader()
+        self.meters = MeterProvider([self._reader])
+        self.logs: Any = InMemoryLogRecordExporter()  # type: ignore[no-untyped-call]  # the SDK's omission
+        self.loggers = LoggerProvider()
+        self.loggers.add_log_record_processor(SimpleLogRecordProcessor(self.logs))
+
+    def spans(self) -> list[dict[str, Any]]:
+        """Return the spans that have ended, in the order of their end."""
+        return [json.loads(span.to_json()) for span in self._spans.get_finished_spans()]
+
+    def points(self, name: str) -> list[dict[str, Any]]:
+        """Return what one metric says now."""
+        data = self._reader.get_metrics_data()
+        assert data
+        found: list[dict[str, Any]] = [
+            point
+            for resource in json.loads(data.to_json())["resource_metrics"]
+            for scope in resource["scope_metrics"]
+            for metric in scope["metrics"]
+            if metric["name"] == name
+            for point in metric["data"]["data_points"]
+        ]
+        return found
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    """Switch telemetry on, and take the place of the exporters."""
+    recorder = Recorder()
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: recorder.tracers)
+    monkeypatch.setattr(_logs, "get_logger_provider", lambda: recorder.loggers)
+    monkeypatch.setattr(_logs, "get_logger", lambda name, *_, **__: recorder.loggers.get_logger(name))
+    monkeypatch.setattr(metrics, "get_meter_provider", lambda: recorder.meters)
+    monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:1")
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
+    return recorder
+
+
+@pytest.fixture
+def carol(recorder: Recorder, settings: Settings, database_url: str) -> Iterator[Person]:
+    """Someone who asks the application that reports."""
+    with CheckedClient(create_app(settings, BearerIsIdentity())) as client:
+        yield Person(client, database_url, new_account(database_url))
+
+
+def test_a_request_is_a_span_with_a_span_of_its_statement(recorder: Recorder, carol: Person) -> None:
+    answer = carol.ask(
+        "POST",
+        "?s3cret-query",
+        json={"title": "s3cret-title", "description": "s3cret-description"},
+        headers={"X-Request-ID": "find-me"},
+    )
+
+    assert answer.status_code == 201
+    statement, request = recorder.spans()
+    assert statement["parent_id"] == request["context"]["span_id"]
+    assert (statement["name"], statement["kind"], statement["status"]) == (
+        "INSERT tasks",
+        "SpanKind.CLIENT",
+        {"status_code": "UNSET"},
+    )
+    text = statement["attributes"].pop("db.query.text")
+    assert text.startswith("WITH task AS \n(INSERT INTO tasks (user_id, title, description) VALUES ($1::VARCHAR, ")
+    assert statement["attributes"] == {
+        "db.system.name": "postgresql",
+        "db.namespace": carol.database_url.partition("?")[0].rpartition("/")[2],
+        "db.operation.name": "INSERT",
+        "db.collection.name": "tasks",
+    }
+    assert (request["name"], request["kind"]) == ("POST /api/{user_id}/tasks", "SpanKind.SERVER")
+    assert request["attributes"] == {
+        "http.request.method": "POST",
+        "http.response.status_code": 201,
+        "http.request.header.x-request-id": ["find-me"],
+        "http.route": "/api/{user_id}/tasks",
+        "network.protocol.version": "1.1",
+        "server.address": "testserver",
+        "server.port": 80,
+        "url.path": "REDACTED",
+        "url.query": "REDACTED",
+        "url.scheme": "http",
+    }
+    reported = json.dumps(recorder.spans())
+    assert "s3cret" not in reported
+    assert carol.id not in reported
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "operation"),
+    [
+        ("GET", "", "SELECT"),
+        ("GET", "?status=complete", "SELECT"),
+        ("GET", "/1", "SELECT"),
+        ("PUT", "/1", "UPDATE"),
+        ("PATCH", "/1/complete", "UPDATE"),
+        ("DELETE", "/1", "DELETE"),
+    ],
+)
+def test_each_operation_is_one_statement(
+    recorder: Recorder, carol: Person, method: str, path: str, operation: str
+) -> None:
+    carol.ask(method, path, json={"title": "x"})
+
+    assert [span["name"] for span in recorder.spans()[:-1]] == [f"{operation} tasks"]
+
+
+def test_what_needs_no_database_has_no_statement(recorder: Recorder, carol: Person) -> None:
+    carol.client.get("/s3cret-path")
+    carol.client.options(
+        "/s3cret-path", headers={"Origin": "https://x.example", "Access-Control-Request-Method": "GET"}
+    )
+    carol.client.get(carol.path)
+
+    assert [span["name"] for span in recorder.spans()] == ["GET", "OPTIONS", "GET /api/{user_id}/tasks"]
+    assert "s3cret" not in json.dumps(recorder.spans())
+
+
+def test_a_statement_that_fails_is_an_error_without_its_text(recorder: Recorder) -> None:
+    client = CheckedClient(create_app(settings_for(NOWHERE, wake_seconds=0), BearerIsIdentity()))
+
+    answer = client.get("/api/carol/tasks", headers={"Authorization": "Bearer carol"})
+
+    assert answer.json() == error("Internal server error")
+    statement, request = recorder.spans()
+    assert statement["status"] == request["status"] == {"status_code": "ERROR"}
+    assert statement["attributes"]["error.type"] == "DatabaseUnavailable"
+    assert statement["events"] == request["events"] == []
+    [duration] = recorder.points("db.client.operation.duration")
+    assert duration["attributes"]["error.type"] == "DatabaseUnavailable"
+    assert "pa55word" not in json.dumps(recorder.spans())
+
+
+def test_the_text_of_a_crash_stays_here(recorder: Recorder, settings: Settings) -> None:
+    class Crashing:
+        def __init__(self, app: object) -> None: ...
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            raise ZeroDivisionError("s3cret-text")
+
+    app = create_app(settings)
+    app.add_middleware(Crashing)
+    TestClient(app, raise_server_exceptions=False).get("/health/live")
+
+    [span] = recorder.spans()
+    assert span["attributes"]["error.type"] == "ZeroDivisionError"
+    assert "s3cret" not in json.dumps(span)
+    assert recorder.logs.get_finished_logs() == ()
+
+
+def test_requests_and_statements_are_measured(recorder: Recorder, carol: Person) -> None:
+    for _ in range(3):
+        carol.ask("GET")
+
+    [request] = recorder.points("http.server.request.duration")
+    [statement] = recorder.points("db.client.operation.duration")
+    assert request["count"] == statement["count"] == 3
+    assert request["attributes"]["http.route"] == "/api/{user_id}/tasks"
+    assert 0 < statement["sum"] < request["sum"]
+    assert statement["attributes"] == {
+        "db.system.name": "postgresql",
+        "db.namespace": carol.database_url.partition("?")[0].rpartition("/")[2],
+        "db.operation.name": "SELECT",
+        "db.collection.name": "tasks",
+    }
+
+
+def test_the_pool_says_what_it_does(recorder: Recorder, database_url: str) -> None:
+    name = {"db.client.connection.pool.name": database_url.partition("?")[0].rpartition("/")[2]}
+    used, idle = ({"db.client.connection.state": state} for state in ("used", "idle"))
+
+    def wait_until(metric: str, *values: tuple[dict[str, str], int]) -> None:
+        deadline = time.monotonic() + 10
+        while True:
+            points = recorder.points(f"db.client.connection.{metric}")
+            if [(point["attributes"], point["value"]) for point in points] == list(values):
+                return
+            assert time.monotonic() < deadline, points
+
+    app = create_app(settings_for(database_url, pool_size=2), BearerIsIdentity())
+    with ThreadPoolExecutor() as threads, CheckedClient(app) as client:
+        carol = Person(client, database_url, new_account(database_url))
+        with locked(database_url):
+            answers = [threads.submit(carol.tasks) for _ in range(3)]
+            wait_until("pending_requests", (name, 1))
+            wait_until("count", (name | used, 2), (name | idle, 0))
+        assert [answer.result() for answer in answers] == [[], [], []]
+
+        wait_until("count", (name | used, 0), (name | idle, 2))
+        wait_until("max", (name, 2))
+        wait_until("pending_requests", (name, 0))
+
+
+@pytest.mark.parametrize("environment", [{}, {ENDPOINT: "http://127.0.0.1:1", "OTEL_SDK_DISABLED": "true"}])
+def test_off_it_is_not_even_imported(environment: dict[str, str]) -> None:
+    code = """if True:
+        import sys
+        from todo_api.main import create_app
+        from starlette.testclient import TestClient
+        with TestClient(create_app()) as client:
+            client.get("/health/live")
+            print(type(client.app.state.database).__name__)
+        print([name for name in sys.modules if name.startswith(("opentelemetry.sdk", "opentelemetry.exporter"))])
+    """
+    environment = {"DATABASE_URL": NOWHERE, "WAKE_SECONDS": "0", **environment}
+
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+
+    assert ran.stdout == "Database\n[]\n"
+
+
+@contextmanager
+def receiver() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
+    """Listen as a collector does; yield the URL, and what was posted to which path."""
+    posted: list[tuple[str, bytes]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posted.append((self.path, self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", posted
+        finally:
+            server.shutdown()
+
+
+def test_production_reports_to_the_endpoint_that_is_named(database_url: str, tmp_path: Path) -> None:
+    owner = new_account(database_url)
+    with receiver() as (endpoint, posted):
+        environment = {
+            "DATABASE_URL": database_url,
+            "AUTH_BACKEND": "tests.support.api:BearerIsIdentity",
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            ENDPOINT: endpoint,
+            "OTEL_EXPORTER_OTLP_COMPRESSION": "none",
+            "OTEL_SERVICE_NAME": "todo-api-under-test",
+        }
+        with uvicorn(environment, tmp_path) as url:
+            answer = httpx2.get(f"{url}/api/{owner}/tasks", headers={"Authorization": f"Bearer {owner}"})
+            assert answer.json() == []
+
+    traces = [ExportTraceServiceRequest.FromString(body) for path, body in posted if path == "/v1/traces"]
+    spans = [
+        span.name
+        for export in traces
+        for resource in export.resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
+    assert {"SELECT tasks", "GET /api/{user_id}/tasks"} <= set(spans)
+    assert "todo-api-under-test" in str(traces[0])
+    measured = [ExportMetricsServiceRequest.FromString(body) for path, body in posted if path == "/v1/metrics"]
+    names = {
+        metric.name
+        for export in measured
+        for resource in export.resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+    }
+    assert names >= {
+        "http.server.request.duration",
+        "http.server.active_requests",
+        "db.client.operation.duration",
+        "db.client.connection.count",
+        "db.client.connection.max",
+        "db.client.connection.pending_requests",
+    }
+    assert {path for path, _ in posted} == {"/v1/traces", "/v1/metrics"}
+    assert owner.encode() not in b"".join(body for _, body in posted)

