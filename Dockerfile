@@ -18,4 +18,4 @@ ENV PATH=/app/bin:$PATH
 WORKDIR /srv
 USER 10001
 EXPOSE 8000
-CMD ["uvicorn", "todo_api.main:app", "--host", "0.0.0.0", "--timeout-graceful-shutdown", "9"]
+CMD ["uvicorn", "todo_api.main:app", "--host", "0.0.0.0", "--timeout-graceful-shutdown", "25"]

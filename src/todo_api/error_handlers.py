@@ -18,10 +18,16 @@ def error_response(status: int, message: str, headers: Mapping[str, str] | None 
     return JSONResponse({"error": message}, status_code=status, headers=headers)
 
 
-def crash_response(error: Exception) -> JSONResponse:
+def crash_response(error: BaseException) -> JSONResponse:
     """Answer a fault of the service: the log gets its cause, the client learns nothing."""
     logger.error("crashed", exc_info=error)
     return error_response(500, "Internal server error")
+
+
+def shutdown_response() -> JSONResponse:
+    """Answer a request that the server's shutdown cut off: what it asked for may have been done."""
+    logger.error("cut off by the server's shutdown")
+    return error_response(500, "Internal server error", {"Retry-After": str(DatabaseUnavailable.retry_after)})
 
 
 async def _crash_outside(_: Request, __: Exception) -> JSONResponse:

@@ -1,10 +1,12 @@
 """What every answer gets, on every path: a request id, the headers of the API, CORS, and a body even for a crash."""
 
+import asyncio
 import logging
 import random
 import re
 import time
 from collections.abc import Awaitable
+from functools import partial
 from http import HTTPMethod
 
 from starlette.datastructures import Headers
@@ -16,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from todo_api import logs
-from todo_api.error_handlers import crash_response, error_response
+from todo_api.error_handlers import crash_response, error_response, shutdown_response
 
 logger = logging.getLogger(__name__)
 _SANE_ID = re.compile(b"[A-Za-z0-9._-]{1,128}")
@@ -26,6 +28,10 @@ _API_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"vary", b"Authorization"),
 ]
+# How long the application's shutdown waits for requests that the server's has cut off: their statements are cancelled.
+DRAIN_SECONDS = 3.0
+# What uvicorn cancels requests with at the end of `--timeout-graceful-shutdown`.
+_GRACE_PERIOD_OVER = "Task cancelled, timeout graceful shutdown exceeded"
 
 
 class RequestLog:
@@ -88,15 +94,42 @@ class CORS(CORSMiddleware):
 class CrashGuard:
     """Answer a crash from inside the other middleware, where the answer still gets its headers.
 
-    Starlette's own handler for `Exception` sits outside of them all.
+    Starlette's own handler sits outside of them all, and knows `Exception` only. A request that the server cuts off at
+    its shutdown is answered too; the application's own shutdown waits for that, at most `DRAIN_SECONDS`.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
+        self._requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
-        started = False
+        if scope["type"] == "http":
+            self._requests += 1
+            try:
+                await self._serve(scope, receive, send)
+            finally:
+                self._requests -= 1
+        else:
+            await self.app(scope, partial(self._receive_when_drained, receive), send)
+
+    async def _receive_when_drained(self, receive: Receive) -> Message:
+        message = await receive()
+        if message["type"] == "lifespan.shutdown":
+            deadline = time.monotonic() + DRAIN_SECONDS
+            # Not by an `asyncio.Event`, which belongs to one event loop: requests may come from others.
+            while self._requests and time.monotonic() < deadline:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        return message
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = left = False
+
+        async def watched_receive() -> Message:
+            nonlocal left
+            message = await receive()
+            left = left or message["type"] == "http.disconnect"
+            return message
 
         def watched_send(message: Message) -> Awaitable[None]:
             nonlocal started
@@ -104,13 +137,24 @@ class CrashGuard:
             return send(message)
 
         try:
-            await self.app(scope, receive, watched_send)
-        except ClientDisconnect:
-            pass  # there is nobody left to answer
-        except Exception as error:
-            if started or scope["type"] != "http":
+            await self.app(scope, watched_receive, watched_send)
+        except GeneratorExit:  # the event loop is gone, and nothing can be awaited any more
+            raise
+        except BaseException as error:
+            if isinstance(error, ClientDisconnect) and (started or left):
+                return
+            if started:
                 raise
-            await crash_response(error)(scope, receive, send)
+            task = asyncio.current_task()
+            if not isinstance(error, asyncio.CancelledError) or not task or not task.cancelling():
+                await crash_response(error)(scope, receive, send)
+                if not isinstance(error, Exception):
+                    raise
+            elif _GRACE_PERIOD_OVER in error.args:
+                # Not raised again: that is only logged as a crash.
+                await shutdown_response()(scope, receive, send)
+            else:
+                raise
 
 
 def stack(cors_origins: tuple[str, ...]) -> list[Middleware]:

@@ -52,9 +52,13 @@ class Process:
         """Wait until it ends by itself and return its exit code."""
         return self._popen.wait(timeout=20)
 
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal, if it has not ended."""
+        self._popen.send_signal(number)
+
     def stop(self, by: signal.Signals = signal.SIGTERM) -> int:
         """Ask it to end, if it has not ended, and return its exit code."""
-        self._popen.send_signal(by)
+        self.send(by)
         return self.wait()
 
 

@@ -1,0 +1,139 @@
+"""Whatever a backend raises, its client is answered; what ends the request from outside is left alone."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+from starlette.authentication import AuthCredentials, AuthenticationBackend, BaseUser
+from starlette.requests import ClientDisconnect, HTTPConnection
+from starlette.types import Message
+
+from tests.support.api import BearerIsIdentity, error
+from tests.support.postgres import settings_for
+from todo_api.main import create_app
+
+ORIGIN = "https://app.example.com"
+SETTINGS = settings_for("postgresql://todo@127.0.0.1:1/todo", cors_origins=ORIGIN)
+HEADERS = [(b"origin", ORIGIN.encode()), (b"x-request-id", b"find-me"), (b"authorization", b"Bearer alice")]
+RAISED = [
+    KeyError("x"),
+    ExceptionGroup("several", [KeyError("x")]),
+    ClientDisconnect(),
+    asyncio.CancelledError(),
+    SystemExit(3),
+    KeyboardInterrupt(),
+    BaseExceptionGroup("several", [SystemExit(3), KeyError("x")]),
+]
+
+
+class Backend(AuthenticationBackend):
+    """Raise an error, or hang until it is cancelled."""
+
+    def __init__(self, raised: BaseException | None = None) -> None:
+        self._raised = raised
+        self.hangs = asyncio.Event()
+
+    async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, BaseUser] | None:
+        if self._raised:
+            raise self._raised
+        self.hangs.set()
+        await asyncio.Event().wait()
+        return None
+
+
+class Request:
+    """One request to an application, by hand: a client would turn what the application raises into something else."""
+
+    def __init__(self, backend: AuthenticationBackend, method: str = "GET", *, leaves: bool = False) -> None:
+        self.sent: list[Message] = []
+        self._leaves = leaves
+        self._scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
+            "path": "/api/alice/tasks", "raw_path": b"/api/alice/tasks", "query_string": b"", "root_path": "",
+            "headers": [*HEADERS, (b"content-type", b"application/json")], "client": ("x", 1), "server": ("x", 80),
+            "state": {},
+        }  # fmt: skip
+        self._app = create_app(SETTINGS, backend)
+
+    async def _receive(self) -> Message:
+        return {"type": "http.disconnect"} if self._leaves else {"type": "http.request", "body": b""}
+
+    async def _send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    def __await__(self) -> Any:
+        return self.serve().__await__()
+
+    def serve(self) -> Coroutine[Any, Any, None]:
+        """Let the application serve it."""
+        return self._app(self._scope, self._receive, self._send)
+
+    def assert_crashed(self) -> None:
+        start, body = self.sent
+        headers = dict(start["headers"])
+        assert (start["status"], json.loads(body["body"])) == (500, error("Internal server error"))
+        assert headers[b"content-type"] == b"application/json"
+        assert headers[b"access-control-allow-origin"] == ORIGIN.encode()
+        assert headers[b"x-request-id"] == b"find-me"
+        assert headers[b"cache-control"] == b"private, no-cache"
+
+
+@pytest.mark.parametrize("raised", RAISED, ids=lambda raised: type(raised).__name__)
+def test_what_a_backend_raises_is_answered(raised: BaseException, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "todo_api")
+    request = Request(Backend(raised))
+    passed_on = None
+
+    async def run() -> None:
+        nonlocal passed_on
+        try:
+            await request
+        except BaseException as error:  # noqa: BLE001  # an event loop would end the process
+            passed_on = error
+
+    asyncio.run(run())
+
+    request.assert_crashed()
+    assert passed_on is (None if isinstance(raised, Exception) else raised)
+    crash, line = caplog.records
+    assert crash.exc_info
+    assert crash.exc_info[1] is raised
+    assert line.getMessage().startswith("GET /api/{user_id}/tasks 500 ")
+
+
+def test_a_cancelled_request_stays_cancelled(caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> Request:
+        backend = Backend()
+        request = Request(backend)
+        serving = asyncio.create_task(request.serve())
+        await backend.hangs.wait()
+        serving.cancel("by whoever called the application")
+        with pytest.raises(asyncio.CancelledError, match="by whoever"):
+            await serving
+        return request
+
+    assert asyncio.run(run()).sent == []
+    assert caplog.records == []
+
+
+def test_a_client_that_left_is_no_crash(caplog: pytest.LogCaptureFixture) -> None:
+    request = Request(BearerIsIdentity(), "POST", leaves=True)
+
+    asyncio.run(request.serve())
+
+    assert request.sent == []
+    assert caplog.records == []
+
+
+def test_a_request_whose_loop_is_gone_sends_nothing() -> None:
+    async def run() -> Request:
+        request = Request(Backend())
+        serving = request.serve()
+        serving.send(None)  # until it waits
+        serving.close()
+        return request
+
+    assert asyncio.run(run()).sent == []
