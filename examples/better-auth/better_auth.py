@@ -5,6 +5,7 @@ import logging
 import os
 from time import monotonic
 
+import httpx2
 import jwt
 from starlette.authentication import AuthCredentials, AuthenticationBackend, AuthenticationError, BaseUser, SimpleUser
 from starlette.requests import HTTPConnection
@@ -15,14 +16,33 @@ logger = logging.getLogger(__name__)
 LEEWAY = 10  # how far apart Better Auth's clock and this one may be
 LIFESPAN = 300  # when the keys are fetched again, so that one withdrawn is not trusted for ever
 COOL_DOWN = 10  # how long nothing is fetched after a fetch without a new key: anyone can invent a key id
+TIMEOUT = 5  # of a whole fetch, however slowly the bytes come
+MAX_BYTES = 1 << 20  # of the published keys
+
+
+class UnknownKey(jwt.InvalidTokenError):
+    """Better Auth publishes no key of the id that the token names."""
 
 
 class BetterAuth(AuthenticationBackend):
-    """Verify what Better Auth's `jwt` plugin signs as the origin `BETTER_AUTH_URL`."""
+    """Verify what Better Auth's `jwt` plugin signs at `BETTER_AUTH_URL`.
+
+    The keys are at `BETTER_AUTH_JWKS_URL`, by default `/jwks` under the path of `BETTER_AUTH_URL`, or under `/api/auth`
+    where that has none.
+    """
 
     def __init__(self) -> None:
-        self._origin = os.environ["BETTER_AUTH_URL"].rstrip("/")
-        self._client = jwt.PyJWKClient(f"{self._origin}/api/auth/jwks", cache_jwk_set=False, timeout=5)
+        url = _http_url(os.environ["BETTER_AUTH_URL"])
+        # Without the path, as Better Auth signs it.
+        self._origin = f"{url.scheme}://{url.netloc.decode()}"
+        keys_url = f"{self._origin}{url.path.rstrip('/') or '/api/auth'}/jwks"
+        self._keys_url = _http_url(os.environ.get("BETTER_AUTH_JWKS_URL") or keys_url)
+        self._client = httpx2.AsyncClient(
+            # A size is only known beforehand of what is not compressed.
+            headers={"User-Agent": "todo-api", "Accept": "application/json", "Accept-Encoding": "identity"},
+            follow_redirects=True,
+            limits=httpx2.Limits(max_keepalive_connections=0),
+        )
         self._keys: dict[str | None, jwt.PyJWK] = {}
         self._stale_at = self._closed_until = 0.0
         self._fetching: asyncio.Task[None] | None = None
@@ -35,6 +55,7 @@ class BetterAuth(AuthenticationBackend):
         scheme, _, token = conn.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             return None
+        token = token.strip(" ")
         try:
             claims = jwt.decode(
                 token,
@@ -57,17 +78,40 @@ class BetterAuth(AuthenticationBackend):
         if key_id not in self._keys and self._fetching is not None:
             await asyncio.shield(self._fetching)  # one fetch for all who wait, whoever of them goes away
         if not self._keys:
-            raise RuntimeError("Better Auth's keys have not been fetched yet")
+            raise RuntimeError(f"No keys of Better Auth have been fetched from {self._keys_url} yet")
         if key_id not in self._keys:
-            raise AuthenticationError("Better Auth has no such key")
+            raise UnknownKey
         return self._keys[key_id]
 
     async def _fetch(self) -> None:
         known = set(self._keys)
         try:
-            keys = await asyncio.to_thread(self._client.get_signing_keys)  # in a thread, because it blocks
-            self._keys = {key.key_id: key for key in keys}
+            async with asyncio.timeout(TIMEOUT):
+                self._keys = await self._published()
             self._stale_at = monotonic() + LIFESPAN
         except Exception:  # whatever it is, the keys there are go on being used
-            logger.warning("Better Auth's keys cannot be fetched", exc_info=True)
+            logger.warning("Better Auth's keys cannot be fetched from %s", self._keys_url, exc_info=True)
         self._closed_until = 0.0 if self._keys.keys() - known else monotonic() + COOL_DOWN
+
+    async def _published(self) -> dict[str | None, jwt.PyJWK]:
+        body = b""
+        async with self._client.stream("GET", self._keys_url) as answer:
+            answer.raise_for_status()
+            async for chunk in answer.aiter_raw():
+                body += chunk
+                if len(body) > MAX_BYTES:
+                    raise ValueError(f"the answer is over {MAX_BYTES} bytes")
+        keys = jwt.PyJWKSet.from_json(body.decode()).keys
+        signing: dict[str | None, jwt.PyJWK] = {
+            key.key_id: key for key in keys if key.key_id and key.public_key_use in (None, "sig")
+        }
+        if not signing:
+            raise ValueError("none of the keys is for signatures")
+        return signing
+
+
+def _http_url(text: str) -> httpx2.URL:
+    url = httpx2.URL(text)
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ValueError(f"{text} is no URL of http or https")
+    return url

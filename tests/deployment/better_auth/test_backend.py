@@ -3,7 +3,9 @@
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -39,7 +41,10 @@ def jwk(key_id: str, key: Ed25519PrivateKey) -> dict[str, Any]:
 
 
 class KeyServer(ThreadingHTTPServer):
-    """Publishes keys where Better Auth does, counts who asks, and answers only while `open`."""
+    """Publishes keys where Better Auth does, counts who asks, and answers only while `open`.
+
+    After `dripping`, where it is set, it sends a byte now and then, for ever.
+    """
 
     daemon_threads = True
 
@@ -48,7 +53,9 @@ class KeyServer(ThreadingHTTPServer):
         self.origin = f"http://127.0.0.1:{self.server_port}"
         self.body = b""
         self.status = 200
+        self.dripping: bytes | None = None
         self.asked: list[str] = []
+        self.agents: list[str | None] = []
         self.reached = threading.Event()
         self.open = threading.Event()
         self.open.set()
@@ -71,9 +78,17 @@ class Answer(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
+        self.server.agents.append(self.headers["User-Agent"])
         self.server.reached.set()
         self.server.open.wait()
-        self.send_response(self.server.status)
+        if self.server.dripping is not None:
+            with suppress(OSError):  # until the client closes the connection
+                self.wfile.write(self.server.dripping)
+                while True:
+                    self.wfile.write(b" ")
+                    time.sleep(0.02)
+        self.send_response(307 if self.path == "/moved" else self.server.status)
+        self.send_header("Location", "/api/auth/jwks")
         self.end_headers()
         self.wfile.write(self.server.body)
 
@@ -107,10 +122,11 @@ async def is_refused(backend: BetterAuth, token: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
+@pytest.mark.parametrize("scheme", ["Bearer ", "bearer ", "Bearer    "])
 def test_a_token_of_better_auth_says_who_is_asking(keys: KeyServer, scheme: str) -> None:
-    assert asyncio.run(identity(BetterAuth(), f"{scheme} {keys.token()}")) == "alice"
+    assert asyncio.run(identity(BetterAuth(), f"{scheme}{keys.token()}")) == "alice"
     assert keys.asked == ["/api/auth/jwks"]
+    assert keys.agents == ["todo-api"]
 
 
 @pytest.mark.parametrize("authorization", ["", "Basic YWxpY2U6", "alice"])
@@ -119,10 +135,41 @@ def test_without_a_token_nobody_is_asking_and_nothing_is_fetched(keys: KeyServer
     assert keys.asked == []
 
 
-def test_a_slash_at_the_end_of_the_url_does_not_matter(keys: KeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BETTER_AUTH_URL", f"{keys.origin}/")
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("", "/api/auth/jwks"),
+        ("/", "/api/auth/jwks"),
+        ("/auth", "/auth/jwks"),
+        ("/auth/", "/auth/jwks"),
+        ("/a/b", "/a/b/jwks"),
+    ],
+)
+def test_keys_are_under_the_path_of_the_url(
+    keys: KeyServer, monkeypatch: pytest.MonkeyPatch, path: str, asked: str
+) -> None:
+    monkeypatch.setenv("BETTER_AUTH_URL", keys.origin + path)
 
     assert asyncio.run(identity(BetterAuth(), f"Bearer {keys.token()}")) == "alice"
+    assert keys.asked == [asked]
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("https://App.Example.com:443/auth", "https://app.example.com"),
+        ("https://bücher.example:8443", "https://xn--bcher-kva.example:8443"),
+    ],
+)
+def test_keys_may_have_an_address_of_their_own(
+    keys: KeyServer, monkeypatch: pytest.MonkeyPatch, url: str, origin: str
+) -> None:
+    monkeypatch.setenv("BETTER_AUTH_URL", url)
+    monkeypatch.setenv("BETTER_AUTH_JWKS_URL", f"{keys.origin}/internal/keys")
+
+    token = keys.token(iss=origin, aud=origin)  # what `new URL(url).origin` is, which Better Auth signs
+    assert asyncio.run(identity(BetterAuth(), f"Bearer {token}")) == "alice"
+    assert keys.asked == ["/internal/keys"]
 
 
 def header(text: str) -> str:
@@ -164,6 +211,32 @@ def test_a_token_that_proves_nothing_is_refused(keys: KeyServer, make: Callable[
     keys.publish(jwk("one", KEY), rsa)
 
     assert asyncio.run(is_refused(BetterAuth(), make(keys)))
+
+
+def test_a_redirect_of_the_keys_is_followed(keys: KeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BETTER_AUTH_JWKS_URL", f"{keys.origin}/moved")
+
+    assert asyncio.run(identity(BetterAuth(), f"Bearer {keys.token()}")) == "alice"
+    assert keys.asked == ["/moved", "/api/auth/jwks"]
+
+
+@pytest.mark.parametrize(
+    ("make", "cause"),
+    [
+        (REFUSED["expired"], jwt.ExpiredSignatureError),
+        (REFUSED["another issuer"], jwt.InvalidIssuerError),
+        (REFUSED["another's key"], jwt.InvalidSignatureError),
+        (REFUSED["another's key by its own id"], better_auth.UnknownKey),
+        (REFUSED["garbage"], jwt.DecodeError),
+    ],
+)
+def test_a_refusal_has_its_reason_as_its_cause(
+    keys: KeyServer, make: Callable[[KeyServer], str], cause: type[Exception]
+) -> None:
+    with pytest.raises(AuthenticationError) as refused:
+        asyncio.run(identity(BetterAuth(), f"Bearer {make(keys)}"))
+
+    assert type(refused.value.__cause__) is cause
 
 
 def test_clocks_may_be_a_few_seconds_apart(keys: KeyServer) -> None:
@@ -228,9 +301,11 @@ def test_invented_key_ids_make_one_fetch_in_the_cool_down(keys: KeyServer, monke
 
 FAULTS: dict[str, Callable[[KeyServer], None]] = {
     "an error": lambda keys: setattr(keys, "status", 500),
+    "too large": lambda keys: setattr(keys, "body", keys.body + b" " * better_auth.MAX_BYTES),
     "a page": lambda keys: setattr(keys, "body", b"<html>"),
     "no keys": lambda keys: keys.publish(),
     "keys of another kind": lambda keys: keys.publish({"kty": "oct", "kid": "one", "k": "AAAA", "alg": "A128KW"}),
+    "keys for encryption": lambda keys: keys.publish({**jwk("two", OTHER_KEY), "use": "enc"}),
     "nothing": lambda keys: keys.socket.close(),
 }
 
@@ -252,7 +327,9 @@ def test_keys_that_were_fetched_stay_while_new_ones_cannot_be(
         assert await identity(backend, f"Bearer {keys.token()}") == "alice"
 
     asyncio.run(story())
-    assert [record.message for record in caplog.records] == ["Better Auth's keys cannot be fetched"]
+    assert [record.message for record in caplog.records if record.name == "better_auth"] == [
+        f"Better Auth's keys cannot be fetched from {keys.origin}/api/auth/jwks"
+    ]
 
 
 def test_a_key_that_is_withdrawn_is_trusted_no_more_once_it_is_stale(
@@ -299,21 +376,46 @@ def test_without_keys_the_cool_down_holds_too(keys: KeyServer, monkeypatch: pyte
     async def story() -> None:
         backend = BetterAuth()
         for _ in range(3):
-            with pytest.raises(RuntimeError, match="have not been fetched yet"):
+            with pytest.raises(RuntimeError, match="No keys of Better Auth have been fetched from http"):
                 await identity(backend, f"Bearer {keys.token()}")
 
     asyncio.run(story())
     assert len(keys.asked) == 1
 
 
-@pytest.mark.parametrize("url", [None, "localhost:3000"])
-def test_a_url_that_is_missing_or_none_stops_the_start_with_a_sentence(
-    monkeypatch: pytest.MonkeyPatch, url: str | None
+@pytest.mark.parametrize("sent", [b"HTTP/1.0 200 OK\r\nX: ", b"HTTP/1.0 200 OK\r\n\r\n"], ids=["head", "body"])
+def test_a_fetch_is_bounded_however_slowly_bytes_come(
+    keys: KeyServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, sent: bytes
 ) -> None:
-    if url is None:
-        monkeypatch.delenv("BETTER_AUTH_URL", raising=False)
-    else:
-        monkeypatch.setenv("BETTER_AUTH_URL", url)
+    monkeypatch.setattr(better_auth, "TIMEOUT", 0.5)
+    keys.dripping = sent
+
+    async def story() -> list[Any]:
+        backend = BetterAuth()
+        requests = (identity(backend, f"Bearer {keys.token()}") for _ in range(3))
+        async with asyncio.timeout(10):
+            return await asyncio.gather(*requests, return_exceptions=True)
+
+    assert [type(answer) for answer in asyncio.run(story())] == [RuntimeError] * 3
+    [record] = (record for record in caplog.records if record.name == "better_auth")
+    assert record.exc_info
+    assert record.exc_info[0] is TimeoutError
+    assert len(keys.asked) == 1
+
+
+@pytest.mark.parametrize("variable", ["BETTER_AUTH_URL", "BETTER_AUTH_JWKS_URL"])
+@pytest.mark.parametrize("url", ["localhost:3000", "/api/auth", "ftp://localhost"])
+def test_a_url_that_is_none_stops_the_start_with_a_sentence(
+    keys: KeyServer, monkeypatch: pytest.MonkeyPatch, variable: str, url: str
+) -> None:
+    monkeypatch.setenv(variable, url)
+
+    with pytest.raises(SettingsError, match=r"^AUTH_BACKEND cannot be loaded from better_auth:BetterAuth: [^\n]+$"):
+        load_backend("better_auth:BetterAuth")
+
+
+def test_a_missing_url_stops_the_start_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BETTER_AUTH_URL", raising=False)
 
     with pytest.raises(SettingsError, match=r"^AUTH_BACKEND cannot be loaded from better_auth:BetterAuth: [^\n]+$"):
         load_backend("better_auth:BetterAuth")

@@ -19,7 +19,9 @@ ROOT = EXAMPLES.parent
 README = (ROOT / "README.md").read_text()
 FIRST_TASK = re.findall(r"```sh\n(AUTH=.+?)```\n\n```json\n(.*?)\n```", README, re.DOTALL)
 TYPED_CLIENT = re.findall(r"```sh\n(export PATH=.+?)```", README, re.DOTALL)
-SNIPPETS = re.findall(r"```ts\n(.+?)```", README, re.DOTALL)
+SNIPPETS = re.findall(r"(?m)^```ts\n((?:.*\n)+?)```", README)
+[ROUTE] = re.findall(r"( +// app/api/auth/\[\.\.\.all\]/route\.ts\n(?:.*\n)+?) +```", README)
+[NEW_TOKEN] = re.findall(r" +(const newToken = .+)\n", README)
 CHANGING = re.compile(r'"id":\d+|"user_id":"\w{32}"|\d{4}-\d\d-\d\dT[\d:]{8}\.\d{6}Z')
 WRONG = """
 import createClient from "openapi-fetch";
@@ -47,6 +49,27 @@ await todo.PUT("/api/{user_id}/tasks/{id}", { params, body: { status: "done" } }
 (await todo.GET("/api/{user_id}/tasks/{id}", { params })).data?.priority;
 """
 
+SIGN_IN = """
+import { createAuthClient } from "better-auth/client";
+import { jwtClient } from "better-auth/client/plugins";
+
+const origin = process.env.ORIGIN ?? "";
+const account = { name: "Alice", email: "alice@example.com", password: "correct horse" };
+let cookie = "";
+const authClient = createAuthClient({
+  baseURL: origin,
+  plugins: [jwtClient()],
+  fetchOptions: {
+    onRequest: ({ headers }) => (headers.set("Origin", origin), headers.set("Cookie", cookie)),
+    onResponse: ({ response }) => void (cookie = response.headers.getSetCookie()[0] ?? cookie),
+  },
+});
+await authClient.signUp.email(account);
+const { data: session } = await authClient.getSession();
+const subject = (token = "") => JSON.parse(atob(token.split(".")[1] ?? "")).sub;
+console.log(session?.user.id === subject(await newToken()));
+"""
+
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
@@ -62,12 +85,16 @@ def copy(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def addresses(server: str, worker: str, tmp_path: Path) -> Iterator[dict[str, str]]:
+def database(server: str, worker: str) -> str:
+    return migrated_database(server, f"readme_{worker}")
+
+
+@pytest.fixture
+def addresses(database: str, tmp_path: Path) -> Iterator[dict[str, str]]:
     """Where `make better-auth` serves, and where it is served here."""
-    database_url = migrated_database(server, f"readme_{worker}")
     with (
-        better_auth(database_url, tmp_path / "better_auth") as (origin, _),
-        service(database_url, tmp_path / "service", origin) as url,
+        better_auth(database, tmp_path / "better_auth") as (origin, _),
+        service(database, tmp_path / "service", origin) as url,
     ):
         yield {"http://localhost:3000": origin, "http://127.0.0.1:8000": url}
 
@@ -92,10 +119,11 @@ def test_it_leads_to_the_first_task_and_to_a_typed_client(copy: Path, addresses:
     for shown, here in addresses.items():
         commands = commands.replace(shown, here)
 
-    said = run(f"{commands}\necho\n{client}", copy, TODO_API=addresses["http://127.0.0.1:8000"])
+    twice = f"{commands}\necho\n" * 2
+    said = run(f"{twice}{client}", copy, TODO_API=addresses["http://127.0.0.1:8000"])
 
-    first, _, rest = said.partition("\n")
-    assert CHANGING.sub("…", first) == CHANGING.sub("…", answer)
+    first, second, rest = said.split("\n", 2)
+    assert CHANGING.sub("…", first) == CHANGING.sub("…", second) == CHANGING.sub("…", answer)
     assert rest[rest.index("created ") :].splitlines() == [
         "created Buy milk",
         "updated Two litres",
@@ -120,3 +148,25 @@ def test_the_client_shown_is_the_one_that_runs() -> None:
     program = (EXAMPLES / "typescript-client" / "tasks.ts").read_text()
 
     assert [snippet in program for snippet in SNIPPETS] == [True]
+
+
+def test_a_front_end_gets_a_token_for_the_sessions_user(copy: Path, addresses: dict[str, str]) -> None:
+    (copy / "examples" / "sign_in.ts").write_text(f"{NEW_TOKEN}\n{SIGN_IN}")
+
+    said = run(
+        "cd examples && npm run --silent check && node sign_in.ts", copy, ORIGIN=addresses["http://localhost:3000"]
+    )
+
+    assert said.splitlines()[-1] == "true"
+
+
+def test_the_route_of_nextjs_serves_the_keys(copy: Path, addresses: dict[str, str], database: str) -> None:
+    route = ROUTE.replace("@/lib/auth", "./better-auth/auth.ts")
+    ask = "const answer = await GET(new Request(`${process.env.BETTER_AUTH_URL}/api/auth/jwks`));"
+    show = "console.log(answer.status, Object.keys(await answer.json()));"
+    (copy / "examples" / "route.ts").write_text(f"{route}\n{ask}\n{show}\nprocess.exit();\n")
+    environment = {"BETTER_AUTH_URL": addresses["http://localhost:3000"], "BETTER_AUTH_SECRET": "a secret of the tests"}
+
+    said = run("cd examples && npm run --silent check && node route.ts", copy, **environment, DATABASE_URL=database)
+
+    assert said.splitlines()[-1] == "200 [ 'keys' ]"
