@@ -2,9 +2,10 @@
 # lets through, on Debian 12 with its Python 3.11; the last one as user 10001, with no more in its environment than PATH and
 # the service's settings.
 FROM python:3.11-slim AS build
-ARG REQUIREMENTS=requirements.txt
+ARG REQUIREMENTS=requirements/service.txt
 WORKDIR /build
-COPY pyproject.toml README.md LICENSE requirements.txt requirements-opentelemetry.txt ./
+COPY pyproject.toml README.md LICENSE ./
+COPY requirements requirements
 RUN python -m venv --without-pip /app
 RUN pip --python /app/bin/python install --no-cache-dir --only-binary :all: --require-hashes -r "$REQUIREMENTS"
 COPY src src

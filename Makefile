@@ -2,21 +2,20 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-COMPILE := $(BIN)/uv pip compile --quiet --universal --no-strip-extras --generate-hashes --python-version 3.11 \
-	--custom-compile-command 'make lock' pyproject.toml
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
 # The Node.js that the virtual environment brings.
-NPM := PATH="$(CURDIR)/$(BIN):$$PATH" npm --prefix examples
+NPM := PATH="$$PWD/$(BIN):$$PATH" npm --prefix examples
 
 # Compiled files are kept, whatever the environment says: the tests start many processes.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run better-auth test soak bench bench-growth check format openapi lock audit clean
+.PHONY: help run better-auth test soak bench bench-growth check check-code check-examples check-lock check-schema format openapi lock audit clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-run: $(VENV)/ready ## serve on 127.0.0.1:$PORT (default 8000) with an embedded PostgreSQL, for development
+run: $(VENV)/run ## serve on 127.0.0.1:$PORT (default 8000) with an embedded PostgreSQL, for development
 	@exec $(BIN)/todo-api dev
 
 better-auth: $(VENV)/ready examples/node_modules/ready ## serve behind a real Better Auth server, for trying
@@ -35,15 +34,22 @@ bench-growth: $(VENV)/bench ## a distant database, a growing table, long lists, 
 	$(BIN)/python -m benchmarks.growth
 
 check: $(VENV)/ready examples/node_modules/ready ## check format, lint, types, locked requirements, and that models and migrations agree
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going check-code check-examples check-lock check-schema
+
+check-code:
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+
+check-examples:
 	$(NPM) run --silent check
-	cp requirements*.txt $(VENV)/ && $(COMPILE) -o $(VENV)/requirements.txt \
-		&& $(COMPILE) --extra opentelemetry -o $(VENV)/requirements-opentelemetry.txt \
-		&& $(COMPILE) --group dev -o $(VENV)/requirements-dev.txt \
-		&& $(COMPILE) --group dev --group bench -o $(VENV)/requirements-bench.txt
-	for file in requirements*.txt; do diff $$file $(VENV)/$$file || exit 1; done
+
+check-lock:
+	rm -rf $(VENV)/lock && mkdir $(VENV)/lock && cp -R pyproject.toml requirements $(VENV)/lock
+	cd $(VENV)/lock && PATH="$$OLDPWD/$(BIN):$$PATH" requirements/lock
+	diff -r requirements $(VENV)/lock/requirements
+
+check-schema:
 	$(BIN)/python -m tests.support.on_embedded_postgres '$(BIN)/alembic upgrade head && $(BIN)/alembic check'
 
 format: $(VENV)/ready ## format the code and mend what lint can mend
@@ -54,29 +60,35 @@ openapi: $(VENV)/ready ## write openapi.json anew
 	$(BIN)/python -m tests.support.openapi
 
 lock: $(VENV)/ready ## write the locked requirements anew
-	$(COMPILE) --upgrade -o requirements.txt
-	$(COMPILE) --upgrade --extra opentelemetry -o requirements-opentelemetry.txt
-	$(COMPILE) --upgrade --group dev -o requirements-dev.txt
-	$(COMPILE) --group dev --group bench -o requirements-bench.txt
+	PATH="$$PWD/$(BIN):$$PATH" requirements/lock --upgrade
 	$(NPM) update --package-lock-only
 
 # Strict, or packages that the service of advisories does not know would count as clean.
 audit: $(VENV)/ready ## look up known vulnerabilities of everything that is locked
-	for file in requirements*.txt; do \
-		$(BIN)/uv tool run pip-audit --strict --require-hashes --disable-pip -r $$file || exit 1; done
+	$(BIN)/uv tool run pip-audit --strict --require-hashes --disable-pip -r requirements/all.txt
 	$(NPM) audit
 
 clean: ## remove what can be made again; the data in .data stays
 	rm -rf $(VENV) examples/node_modules examples/typescript-client/todo-api.d.ts .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* htmlcov
 
-$(VENV)/ready: requirements-dev.txt pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+# uv comes by whatever pip there is, and installs the rest.
+$(VENV)/run: requirements/uv.txt requirements/run.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: name one by PYTHON=…")'
+	@if $(PYTHON) -m pip --version >/dev/null 2>&1; then \
+		$(PYTHON) -m venv --without-pip $(VENV) && set -- $(PYTHON) -m pip --python $(BIN)/python; \
+	else \
+		$(PYTHON) -m venv $(VENV) && set -- $(BIN)/python -m pip; \
+	fi && "$$@" install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	$(INSTALL) --require-hashes -r requirements/run.txt
+	$(INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/bench: $(VENV)/ready requirements-bench.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.txt
+$(VENV)/ready: $(VENV)/run requirements/dev.txt
+	$(INSTALL) --require-hashes -r requirements/dev.txt
+	@touch $@
+
+$(VENV)/bench: $(VENV)/ready requirements/all.txt
+	$(INSTALL) --require-hashes -r requirements/all.txt
 	@touch $@
 
 examples/node_modules/ready: $(VENV)/ready examples/package-lock.json
