@@ -14,11 +14,12 @@ def upgrade() -> None:
     Traffic goes on: the table is locked for no longer than the catalogue takes. An attempt that failed half-way can be
     made again, and until one succeeds a column is missing, so that the service is not ready.
     """
+    # Citus adds a constraint only in an ALTER TABLE of its own.
+    op.execute("ALTER TABLE tasks ADD COLUMN IF NOT EXISTS idempotency_key text")
+    op.execute("ALTER TABLE tasks DROP CONSTRAINT IF EXISTS tasks_idempotency_key_length")
     op.execute("""
-        ALTER TABLE tasks
-            ADD COLUMN IF NOT EXISTS idempotency_key text,
-            DROP CONSTRAINT IF EXISTS tasks_idempotency_key_length,
-            ADD CONSTRAINT tasks_idempotency_key_length CHECK (char_length(idempotency_key) BETWEEN 1 AND 255) NOT VALID
+        ALTER TABLE tasks ADD CONSTRAINT tasks_idempotency_key_length
+            CHECK (char_length(idempotency_key) BETWEEN 1 AND 255) NOT VALID
     """)
     with op.get_context().autocommit_block():
         op.execute("ALTER TABLE tasks VALIDATE CONSTRAINT tasks_idempotency_key_length")
