@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from uuid import UUID
 
 from pydantic import PlainValidator, WithJsonSchema
-from sqlalchemy import BigInteger, Boolean, CheckConstraint, Identity, Index, LargeBinary, Text, Uuid, func, text
+from sqlalchemy import BigInteger, Boolean, CheckConstraint, Index, LargeBinary, Text, Uuid, func, text
 from sqlmodel import Field, SQLModel
 
 from todo_api.errors import BadRequest
@@ -80,7 +80,7 @@ class Task(SQLModel, table=True):
     )
 
     user_id: str = Field(primary_key=True, sa_type=Text, foreign_key="user.id", ondelete="CASCADE")
-    id: int = Field(primary_key=True, sa_type=BigInteger, sa_column_args=(Identity(always=True),))
+    id: int = Field(primary_key=True, sa_type=BigInteger, sa_column_kwargs={"autoincrement": True})
     title: str = Field(sa_type=Text)
     description: str | None = Field(default=None, sa_type=Text)
     status: str = Field(sa_type=Text, sa_column_kwargs={"server_default": STATUSES[0]})

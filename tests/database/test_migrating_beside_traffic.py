@@ -46,6 +46,7 @@ BUILDING = "SELECT 1 FROM pg_stat_progress_create_index WHERE datname = current_
 INDEX_IS_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'tasks_idempotency_key'::regclass"
 TURN = f"SELECT pg_advisory_xact_lock({0x746F646F})"
 WAITS_FOR_ITS_TURN = "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%pg_try_advisory%' AND pid <> pg_backend_pid()"
+NEW = "INSERT INTO tasks (user_id, title) VALUES ('alice', 'new') RETURNING id"
 SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT 1"
 
 
@@ -186,3 +187,54 @@ def test_who_waits_for_a_turn_keeps_no_index_from_being_built(filled: str, monke
                 assert not migration.done()
             sql(filled, "CREATE INDEX CONCURRENTLY somebody_elses ON tasks (title)")
         migration.result()
+
+
+def test_ids_go_on_counting_up_and_down(filled: str) -> None:
+    ids = []
+    for migration, revision in ((command.upgrade, "0003"), (command.downgrade, "0002"), (command.upgrade, "0003")):
+        sql(filled, "DELETE FROM tasks WHERE id = (SELECT max(id) FROM tasks)")
+        migration(config_for(filled), revision)
+        ids += [sql(filled, NEW)[0]["id"] for _ in range(2)]
+
+    assert ids == [1001, 1002, 1003, 1004, 1005, 1006]
+
+
+def test_ids_are_unique_and_grow_while_migrating(filled: str) -> None:
+    command.upgrade(config_for(filled), "0002")
+    made = [list[int]() for _ in range(4)]
+    over = False
+
+    async def create(ids: list[int]) -> None:
+        connection = await asyncpg.connect(filled)
+        new = await connection.prepare(NEW)
+        while not over:
+            ids.append(await new.fetchval())
+        await connection.close()
+
+    async def run() -> None:
+        nonlocal over
+        async with asyncio.timeout(60), asyncio.TaskGroup() as users:
+            for ids in made:
+                users.create_task(create(ids))
+            for _ in range(3):
+                await asyncio.to_thread(command.upgrade, config_for(filled), "0003")
+                await asyncio.to_thread(command.downgrade, config_for(filled), "0002")
+            over = True
+
+    asyncio.run(run())
+    assert all(ids == sorted(ids) for ids in made)
+    every = [number for ids in made for number in ids]
+    assert len(set(every)) == len(every) == max(every) - 1000
+
+
+def test_roles_that_could_create_tasks_still_can(filled: str, worker: str) -> None:
+    role = f"inserts_{worker}"
+    sql(filled, f"DROP ROLE IF EXISTS {role}")
+    sql(filled, f"CREATE ROLE {role} LOGIN")
+    sql(filled, f"GRANT SELECT, INSERT ON tasks TO {role}")
+    migrate(settings_for(filled))
+    try:
+        assert sql(filled.replace("postgres:@", f"{role}:@"), NEW) == [{"id": 1001}]
+    finally:
+        sql(filled, f"DROP OWNED BY {role}")
+        sql(filled, f"DROP ROLE {role}")

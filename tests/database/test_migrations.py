@@ -98,7 +98,7 @@ def test_the_table_of_tasks(empty_database: str) -> None:
         "idempotency_key", "idempotency_fingerprint", "idempotency_request",
     ]  # fmt: skip
     assert columns["id"]["data_type"] == "bigint"
-    assert columns["id"]["identity_generation"] == "ALWAYS"
+    assert columns["id"]["column_default"] == "nextval('tasks_ids'::regclass)"
     assert columns["status"]["column_default"] == "'incomplete'::text"
     assert columns["created_at"] == columns["updated_at"]
     assert columns["created_at"]["data_type"] == "timestamp with time zone"

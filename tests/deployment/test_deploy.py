@@ -102,7 +102,7 @@ def test_the_service_may_do_all_that_it_does(deployment: Deployment) -> None:
         """INSERT INTO "user" (id, name, email, "emailVerified") VALUES ('x', 'x', 'x', true)""",
         'DELETE FROM "user"',
         "SELECT * FROM alembic_version",
-        "SELECT nextval('tasks_id_seq')",
+        "SELECT setval('tasks_ids', 1)",
         "TRUNCATE tasks",
         "ALTER TABLE tasks ADD COLUMN x int",
         "DROP TABLE tasks",
