@@ -7,11 +7,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import cache
+from hashlib import sha256
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import asyncpg
 from asyncpg.prepared_stmt import PreparedStatement
-from sqlalchemy import ClauseElement, make_url
+from sqlalchemy import ClauseElement, Select, make_url
+from sqlalchemy.sql import visitors
 
 from todo_api.database_url import connect_arguments
 from todo_api.errors import DatabaseUnavailable, Unauthorized
@@ -39,11 +41,17 @@ class _Lost(Exception):
 
 
 class Query:
-    """A statement as PostgreSQL takes it: its text, and its parameters in the order of their numbers."""
+    """A statement as PostgreSQL takes it: its text, and its parameters in the order of their numbers.
+
+    It is prepared as `name`, a hash of the text, so that one name means one statement in all processes behind a pooler.
+    `is_read` tells a SELECT that writes and locks nothing. Only such a statement is ever sent a second time.
+    """
 
     def __init__(self, statement: ClauseElement) -> None:
         compiled = cast("SQLCompiler", statement.compile(dialect=_DIALECT))
         self.text = str(compiled)
+        self.name = f"todo_{sha256(self.text.encode()).hexdigest()[:40]}"
+        self.is_read = isinstance(statement, Select) and not any(_writes(part) for part in visitors.iterate(statement))
         self._constants = compiled.params
         self._names = compiled.positiontup or []
 
@@ -51,6 +59,10 @@ class Query:
         """Put the parameters in order."""
         values = {**self._constants, **parameters}
         return [values[name] for name in self._names]
+
+
+def _writes(part: object) -> bool:
+    return getattr(part, "is_dml", False) or getattr(part, "_for_update_arg", None) is not None
 
 
 as_query = cache(Query)  # every statement is made once and kept
@@ -63,11 +75,11 @@ class Link:
         self.connection = connection
         self._prepared: dict[str, PreparedStatement] = {}
 
-    async def prepare(self, text: str) -> PreparedStatement:
+    async def prepare(self, query: Query) -> PreparedStatement:
         """Prepare a statement, once."""
-        prepared = self._prepared.get(text)
+        prepared = self._prepared.get(query.name)
         if prepared is None:
-            prepared = self._prepared[text] = await self.connection.prepare(text)
+            prepared = self._prepared[query.name] = await self.connection.prepare(query.text, name=query.name)
         return prepared
 
 
@@ -84,11 +96,11 @@ class Database:
         self._turns = asyncio.Semaphore(settings.pool_size)  # first come, first served
         self._resting: deque[Link] = deque()
 
-    async def run(self, statement: ClauseElement, parameters: Mapping[str, object], *, repeatable: bool) -> str | None:
+    async def run(self, statement: ClauseElement, parameters: Mapping[str, object]) -> str | None:
         """Run one statement in one round trip and return the only column of its first row, or None without a row.
 
         While there is no connection to be had, wait for one, at most `wake_seconds`. Where it breaks after the
-        statement was sent, run only what is `repeatable` again: it may have been applied.
+        statement was sent, run only a read again: a write may have been applied, and undone since.
 
         Raises `DatabaseUnavailable` when the database does not answer in time, and `Unauthorized` when the statement
         makes a task for an owner who has no account.
@@ -97,18 +109,18 @@ class Database:
         arguments = query.arguments(parameters)
 
         async def work(link: Link) -> str | None:
-            prepared = await link.prepare(query.text)
+            prepared = await link.prepare(query)
             answer: str | None = await prepared.fetchval(*arguments)
             return answer
 
-        return await self._connected(work, repeatable=repeatable)
+        return await self._connected(work, repeatable=query.is_read)
 
     async def warm(self, statements: Iterable[ClauseElement]) -> None:
         """Open every connection and prepare the statements on it, so that no request has to."""
 
         async def work(link: Link) -> None:
             for statement in statements:
-                await link.prepare(as_query(statement).text)
+                await link.prepare(as_query(statement))
             # Preparing opens a transaction, with its locks, that only a statement ends.
             await link.connection.execute("SELECT 1")
 
@@ -172,7 +184,7 @@ class Database:
                 return link
         try:
             connection = await asyncpg.connect(
-                **self._arguments, timeout=CONNECT_SECONDS, command_timeout=STATEMENT_SECONDS
+                **self._arguments, timeout=CONNECT_SECONDS, command_timeout=STATEMENT_SECONDS, statement_cache_size=0
             )
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise _Lost(sent=False, may_pass=is_away(error)) from error

@@ -67,7 +67,7 @@ class DevelopmentIdentity(AuthenticationBackend):
             return None
         if user_id not in self._known and is_addressable(user_id):
             parameters = {"owner": user_id, "address": f"{user_id}@development.invalid"}
-            await conn.app.state.database.run(_SIGN_UP, parameters, repeatable=True)
+            await conn.app.state.database.run(_SIGN_UP, parameters)
             self._known.add(user_id)
         return AuthCredentials(), SimpleUser(user_id)
 

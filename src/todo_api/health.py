@@ -32,7 +32,7 @@ async def ready(request: Request) -> Response:
     """Tell whether the database answers with the schema this version needs."""
     try:
         async with asyncio.timeout(READY_SECONDS):
-            await request.app.state.database.run(_READY, {}, repeatable=True)
+            await request.app.state.database.run(_READY, {})
     except (DatabaseUnavailable, asyncpg.PostgresError, TimeoutError) as error:
         cause = error.__cause__ if isinstance(error, DatabaseUnavailable) else error
         logger.warning("not ready: %r", cause)

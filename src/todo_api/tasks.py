@@ -29,8 +29,8 @@ class TaskStore:
     async def list(self, status: Status | None) -> str:
         """List the tasks, newest first; only those in one status, if one is given."""
         if status is None:
-            return await self._run(statements.LIST, repeatable=True)
-        return await self._run(statements.LIST_BY_STATUS, repeatable=True, status=status)
+            return await self._run(statements.LIST)
+        return await self._run(statements.LIST_BY_STATUS, status=status)
 
     async def page(self, status: Status | None, newest: int, limit: int) -> tuple[str, int | None]:
         """List at most `limit` tasks from the id `newest` down; tell the id of the last one if there are more."""
@@ -39,7 +39,7 @@ class TaskStore:
         if status is not None:
             statement = statements.PAGE_BY_STATUS
             parameters["status"] = status
-        answer = await self._run(statement, repeatable=True, **parameters)
+        answer = await self._run(statement, **parameters)
         last, _, tasks = answer.partition(" ")
         return tasks, int(last) if last else None
 
@@ -54,7 +54,6 @@ class TaskStore:
         """
         answer = await self._run(
             statements.CREATE_ONCE,
-            repeatable=True,
             new_title=task.title,
             new_description=task.description,
             key=key,
@@ -68,7 +67,7 @@ class TaskStore:
 
     async def get(self, task_id: int) -> str:
         """Get one task."""
-        return await self._run(statements.GET, repeatable=True, task_id=task_id)
+        return await self._run(statements.GET, task_id=task_id)
 
     async def update(self, task_id: int, changes: TaskUpdate, versions: Versions = None) -> str:
         """Change the fields that `changes` holds, and no others."""
@@ -85,7 +84,7 @@ class TaskStore:
     async def complete(self, task_id: int, versions: Versions = None) -> str:
         """Set the status to complete; change nothing if it is."""
         pair = (statements.COMPLETE, statements.COMPLETE_IF)
-        return await self._write(pair, versions, repeatable=True, task_id=task_id)
+        return await self._write(pair, versions, task_id=task_id)
 
     async def delete(self, task_id: int, versions: Versions = None) -> None:
         """Delete a task."""
@@ -95,20 +94,18 @@ class TaskStore:
         self,
         statement: tuple[ClauseElement, ClauseElement],
         versions: Versions,
-        *,
-        repeatable: bool = False,
         **parameters: object,
     ) -> str:
-        """Run the first statement, or the second for some versions only; a repetition of that would find another."""
+        """Run the first statement, or the second for some versions only."""
         if versions is None:
-            return await self._run(statement[0], repeatable=repeatable, **parameters)
-        answer = await self._run(statement[1], repeatable=False, versions=versions, **parameters)
+            return await self._run(statement[0], **parameters)
+        answer = await self._run(statement[1], versions=versions, **parameters)
         if not answer:
             raise TaskChanged
         return answer
 
-    async def _run(self, statement: ClauseElement, *, repeatable: bool = False, **parameters: object) -> str:
-        answer = await self._database.run(statement, {"owner": self._owner, **parameters}, repeatable=repeatable)
+    async def _run(self, statement: ClauseElement, **parameters: object) -> str:
+        answer = await self._database.run(statement, {"owner": self._owner, **parameters})
         if answer is None:
             raise TaskNotFound
         return answer

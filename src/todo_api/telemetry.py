@@ -79,7 +79,7 @@ class TracedDatabase(Database):
         gauge("db.client.connection.max", [self._max], "{connection}", "The most connections that are opened.")
         gauge("db.client.connection.pending_requests", [self._pending], "{request}", "Waiting for a connection.")
 
-    async def run(self, statement: ClauseElement, parameters: Mapping[str, object], *, repeatable: bool) -> str | None:
+    async def run(self, statement: ClauseElement, parameters: Mapping[str, object]) -> str | None:
         """Run one statement as `Database` does, in a span that its caller waits for."""
         started = perf_counter()
         operation, text = _describe(statement)
@@ -94,7 +94,7 @@ class TracedDatabase(Database):
             set_status_on_exception=False,
         ) as span:
             try:
-                return await super().run(statement, parameters, repeatable=repeatable)
+                return await super().run(statement, parameters)
             except Exception as error:
                 attributes["error.type"] = type(error).__qualname__
                 span.set_attribute("error.type", type(error).__qualname__)

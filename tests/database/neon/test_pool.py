@@ -49,7 +49,7 @@ def test_who_came_first_is_served_first(direct: Neon) -> None:
 
     async def ask(database: Database, name: int) -> None:
         for _ in range(20):
-            await database.run(STATEMENTS[0], {"owner": "nobody"}, repeatable=True)
+            await database.run(STATEMENTS[0], {"owner": "nobody"})
             order.append(name)
 
     async def compete() -> None:
