@@ -86,14 +86,6 @@ def test_sql_is_written_in_one_place(module: str) -> None:
     assert makers & statements == allowed
 
 
-@pytest.mark.parametrize("module", ORDER)
-def test_a_module_can_be_read_in_one_sitting(module: str) -> None:
-    path = PACKAGE / module
-    text = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
-
-    assert text.count("\n") <= 200
-
-
 def test_production_needs_no_embedded_database() -> None:
     reachable, waiting = set(), ["main", "migrations"]
     while waiting:
