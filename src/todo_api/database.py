@@ -90,7 +90,7 @@ class Database:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._arguments = connect_arguments(settings.database_url.get_secret_value())
+        self._url = settings.database_url.get_secret_value()
         self._pool_size = settings.pool_size
         self._wake_seconds = settings.wake_seconds
         self._turns = asyncio.Semaphore(settings.pool_size)  # first come, first served
@@ -184,9 +184,12 @@ class Database:
                 return link
         try:
             connection = await asyncpg.connect(
-                **self._arguments, timeout=CONNECT_SECONDS, command_timeout=STATEMENT_SECONDS, statement_cache_size=0
+                **connect_arguments(self._url),
+                timeout=CONNECT_SECONDS,
+                command_timeout=STATEMENT_SECONDS,
+                statement_cache_size=0,
             )
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
             raise _Lost(sent=False, may_pass=is_away(error)) from error
         return Link(connection)
 

@@ -4,8 +4,12 @@ asyncpg reads the string itself, but has no channel binding, and sends parameter
 refuses them. Whatever cannot be honoured is refused here, before anything connects.
 """
 
+import getpass
+import os
 import re
 import ssl
+from functools import lru_cache
+from pathlib import Path
 from typing import TypedDict
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
@@ -39,13 +43,15 @@ class ConnectArguments(TypedDict):
 
 
 def connect_arguments(url: str) -> ConnectArguments:
-    """Turn a connection string into arguments for asyncpg.
+    """Turn a connection string into arguments for one connection by asyncpg.
+
+    Every file that they need is looked at again: certificates may be replaced while the service runs.
 
     `channel_binding=require` asks for proof that the server is the one meant. asyncpg cannot give it, so the server's
     certificate and host name are verified instead, as with `sslmode=verify-full`, against the system's certificate
     authorities or `sslrootcert`.
 
-    Raises `ValueError` with a phrase that completes "DATABASE_URL …" and quotes no value.
+    Raises `ValueError` with a phrase that completes "DATABASE_URL …" and quotes no value but the name of a file.
     """
     try:
         parts = urlsplit(url)
@@ -58,9 +64,12 @@ def connect_arguments(url: str) -> ConnectArguments:
     binding = parameters.pop("channel_binding", "prefer") == "require"
     if binding and (parameters.get("sslmode") == "disable" or any("/" in host or not host for host in hosts)):
         raise ValueError("asks for channel_binding=require without TLS")
+    _check_user(parts, parameters)
     context = _verifying_context(parameters, binding=binding)
     if parameters.get("sslrootcert") == "system":
         del parameters["sslrootcert"]
+    elif context is None and _may_use_tls(parameters, hosts):
+        _check_files(parameters)
     return {"dsn": urlunsplit(parts._replace(query=urlencode(parameters))), "ssl": context}
 
 
@@ -100,7 +109,63 @@ def _verifying_context(parameters: dict[str, str], *, binding: bool) -> ssl.SSLC
         return None
     if ignored := sorted(_OWN_CONTEXT & parameters.keys()):
         raise ValueError(f"asks for full verification together with {ignored[0]}, which is not supported")
+    file = ssl.get_default_verify_paths().cafile if authorities == "system" else authorities
     try:
-        return ssl.create_default_context(cafile=None if authorities == "system" else authorities)
-    except OSError:
-        raise ValueError("names an sslrootcert file that cannot be read") from None
+        return _trusting(authorities, _version(file) if file else None)
+    except OSError as error:
+        raise _unusable(error, file) from None
+
+
+@lru_cache(maxsize=2)  # for a file's current content: reading the system's authorities takes a tenth of a second
+def _trusting(authorities: str, _: object) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=None if authorities == "system" else authorities)
+
+
+def _version(file: str) -> tuple[int, ...]:
+    stat = Path(file).stat()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _unusable(error: OSError, file: object) -> ValueError:
+    return ValueError(f"needs the file {error.filename or file}, which cannot be used ({error.strerror})")
+
+
+def _check_user(parts: SplitResult, parameters: dict[str, str]) -> None:
+    if not (parts.username or parameters.get("user") or os.environ.get("PGUSER")):
+        try:
+            getpass.getuser()
+        except (KeyError, OSError):  # a container's user often has a number and no name
+            raise ValueError("names no user") from None
+
+
+def _may_use_tls(parameters: dict[str, str], hosts: list[str]) -> bool:
+    """Tell whether asyncpg makes a context of its own; by default it does, except where all hosts are Unix sockets."""
+    default = "disable" if all("/" in host for host in hosts) else "prefer"
+    return (parameters.get("sslmode") or os.environ.get("PGSSLMODE") or default) != "disable"
+
+
+def _check_files(parameters: dict[str, str]) -> None:
+    """Check the files that asyncpg reads: those that are named, and those in the home directory that are there."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    file = None
+    try:
+        for parameter, default in (("sslrootcert", "root.crt"), ("sslcrl", "root.crl")):
+            if file := _file(parameters, parameter, default):
+                context.load_verify_locations(file)
+            elif parameter == "sslrootcert" and parameters.get("sslmode") == "verify-ca":
+                raise ValueError("asks for sslmode=verify-ca, which needs sslrootcert")
+        key = _file(parameters, "sslkey", "postgresql.key")
+        if file := _file(parameters, "sslcert", "postgresql.crt"):
+            context.load_cert_chain(file, key, lambda: parameters.get("sslpassword", ""))
+    except OSError as error:
+        raise _unusable(error, file) from None
+
+
+def _file(parameters: dict[str, str], parameter: str, default: str) -> Path | None:
+    named = parameters.get(parameter) or os.environ.get(f"PG{parameter.upper()}")
+    # Path.expanduser raises where there is no home directory; this leaves a path that does not exist.
+    file = Path(named or os.path.expanduser(f"~/.postgresql/{default}"))  # noqa: PTH111
+    if not named and not file.exists():
+        return None
+    file.open().close()  # whose error names the file
+    return file

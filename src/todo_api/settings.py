@@ -60,7 +60,7 @@ class Settings(BaseSettings):
         """Read and check the settings; `overrides` win over the environment."""
         try:
             return cls(**overrides)  # type: ignore[arg-type]  # checked by pydantic, like the environment's own
-        except UnicodeDecodeError as error:
+        except (UnicodeDecodeError, OSError) as error:
             raise SettingsError(".env cannot be read: it should be a text file in UTF-8.") from error
         except ValidationError as error:
             fault = error.errors(include_url=False, include_input=False)[0]

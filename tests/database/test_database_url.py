@@ -1,9 +1,12 @@
+import os
 import ssl
 from pathlib import Path
 
 import asyncpg.connect_utils
 import pytest
+import trustme
 
+from tests.support.permissions import bound_by_permissions
 from todo_api.database_url import connect_arguments
 
 NEON = "ep-cool-darkness-123456-pooler.us-east-2.aws.neon.tech"
@@ -13,7 +16,7 @@ NEON = "ep-cool-darkness-123456-pooler.us-east-2.aws.neon.tech"
     "url",
     [
         "postgresql://u:p@host/db",
-        "postgres://u:p@host:5433/db?sslmode=verify-ca&application_name=todo",
+        "postgres://u:p@host:5433/db?sslmode=require&application_name=todo",
         "postgresql://u:p%40%2F%3A%23@host/db",
         "postgresql://u:p@[::1]:5432/db",
         "postgresql://u:p@one:5432,two:5433/db?target_session_attrs=read-write",
@@ -34,7 +37,6 @@ def test_what_asyncpg_understands_reaches_it(url: str) -> None:
 def parsed(dsn: str) -> object:
     names = ["host", "port", "user", "password", "passfile", "database", "ssl", "service", "servicefile", "direct_tls",
              "server_settings", "target_session_attrs", "krbsrvname", "gsslib"]  # fmt: skip
-    dsn = dsn.replace("sslmode=verify-ca", "sslmode=require")
     parse = asyncpg.connect_utils._parse_connect_dsn_and_args  # noqa: SLF001  # its only parser
     addresses, parameters = parse(dsn=dsn, **dict.fromkeys(names))
     return addresses, parameters._replace(ssl=None)
@@ -61,14 +63,91 @@ def test_where_the_server_must_prove_itself_its_certificate_and_name_are_checked
     assert "system" not in arguments["dsn"]
 
 
-def test_a_file_of_authorities_is_read(tmp_path: Path) -> None:
-    empty = tmp_path / "empty.pem"
-    empty.write_text("")
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A directory with a certificate, its key, its authority and a file without content."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    certificate = authority.issue_cert("client")
+    certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "client.pem"))
+    certificate.private_key_pem.write_to_path(str(tmp_path / "client.key"))
+    (tmp_path / "empty").touch()
+    return tmp_path
 
-    for file in (empty, tmp_path / "missing.pem"):
-        with pytest.raises(ValueError, match=r"^names an sslrootcert file that cannot be read$"):
-            connect_arguments(f"postgresql://u:p@h/d?channel_binding=require&sslrootcert={file}")
-    assert connect_arguments(f"postgresql://u:p@h/d?sslmode=verify-full&sslrootcert={empty}")["ssl"] is None
+
+@pytest.mark.parametrize(
+    ("query", "fault"),
+    [
+        ("channel_binding=require&sslrootcert={}/missing", "missing"),
+        ("channel_binding=require&sslrootcert={}/empty", "empty"),
+        ("sslmode=verify-full&sslrootcert={}/missing", "missing"),
+        ("sslmode=verify-ca&sslrootcert={}/empty", "empty"),
+        ("sslmode=require&sslrootcert={}", ""),
+        ("sslmode=require&sslcrl={}/missing", "missing"),
+        ("sslcert={}/missing&sslkey={}/client.key", "missing"),
+        ("sslcert={}/client.pem&sslkey={}/missing", "missing"),
+        ("sslcert={}/client.pem&sslkey={}/empty", "client.pem"),
+        ("sslcert={}/client.pem", "client.pem"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(files: Path, query: str, fault: str) -> None:
+    with pytest.raises(ValueError, match=rf"^needs the file {files / fault}, which cannot be used \(.+\)$"):
+        connect_arguments("postgresql://u:p@h/d?" + query.replace("{}", str(files)))
+
+
+def test_files_that_can_be_used_are_left_to_asyncpg(files: Path) -> None:
+    query = f"sslmode=verify-ca&sslrootcert={files}/ca.pem&sslcert={files}/client.pem&sslkey={files}/client.key"
+
+    assert connect_arguments(f"postgresql://u:p@h/d?{query}")["ssl"] is None
+
+
+def test_files_are_not_asked_for_without_tls(files: Path) -> None:
+    for url in ("h/d?sslmode=disable&sslcert=/missing", "/d?host=/tmp&sslcert=/missing"):
+        connect_arguments(f"postgresql://u:p@{url}")
+
+
+def test_a_replaced_authority_is_read_again(files: Path) -> None:
+    url = f"postgresql://u:p@h/d?channel_binding=require&sslrootcert={files}/ca.pem"
+    before = connect_arguments(url)["ssl"]
+    again = connect_arguments(url)["ssl"]
+    trustme.CA().cert_pem.write_to_path(str(files / "new.pem"))
+    (files / "new.pem").rename(files / "ca.pem")
+    after = connect_arguments(url)["ssl"]
+
+    assert before
+    assert after
+    assert again is before
+    assert after.get_ca_certs() != before.get_ca_certs()
+
+
+@pytest.fixture
+def nameless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user with a number only, as in a container."""
+    for variable in ("LOGNAME", "USER", "LNAME", "USERNAME", "PGUSER", "HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 64321)
+
+
+def test_a_user_without_a_home_needs_none(nameless: None) -> None:
+    assert connect_arguments("postgresql://u:p@h/d")["ssl"] is None
+
+
+@pytest.mark.parametrize("url", ["postgresql://h/d", "postgresql:///d?host=/tmp"])
+def test_a_user_has_to_be_named(nameless: None, url: str) -> None:
+    with pytest.raises(ValueError, match=r"^names no user$"):
+        connect_arguments(url)
+
+
+def test_an_unreadable_home_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tmp_path.chmod(0)
+    file = tmp_path / ".postgresql" / "root.crt"
+
+    with (
+        bound_by_permissions(),
+        pytest.raises(ValueError, match=rf"^needs the file {file}, which cannot be used \(Permission denied\)$"),
+    ):
+        connect_arguments("postgresql://u:p@h/d")
 
 
 @pytest.mark.parametrize(
@@ -120,6 +199,7 @@ def test_a_file_of_authorities_is_read(tmp_path: Path) -> None:
             "asks for full verification together with ssl_min_protocol_version, which is not supported",
         ),
         ("postgresql://u:p@h/d?sslrootcert=system", "asks for sslrootcert=system, which needs sslmode=verify-full"),
+        ("postgresql://u:p@h/d?sslmode=verify-ca", "asks for sslmode=verify-ca, which needs sslrootcert"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(url: str, phrase: str) -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.permissions import bound_by_permissions
 from tests.support.postgres import settings_for
 from todo_api.errors import SettingsError
 from todo_api.settings import Settings
@@ -84,6 +85,13 @@ def test_a_file_that_is_no_text_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"DATABASE_URL=\xff")
 
     with pytest.raises(SettingsError, match=r"^\.env cannot be read: it should be a text file in UTF-8\.$"):
+        Settings.read()
+
+
+def test_a_file_that_cannot_be_opened_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / ".env").touch(mode=0)
+
+    with bound_by_permissions(), pytest.raises(SettingsError, match=r"^\.env cannot be read"):
         Settings.read()
 
 

@@ -82,6 +82,15 @@ class Front:
 
         self._run(say())
 
+    def hang_up(self) -> None:
+        """Close every connection there is."""
+
+        async def close() -> None:
+            for client in self._clients:
+                client.transport.abort()
+
+        self._run(close())
+
     def __exit__(self, *_: object) -> None:
         self._run(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -62,10 +62,9 @@ def _migrate(connection: Connection) -> None:
 async def _run() -> None:
     settings: Settings = context.config.attributes.get("settings") or Settings.read()
     url = settings.database_url_unpooled or settings.database_url
-    arguments = connect_arguments(url.get_secret_value())
 
     async def connect() -> asyncpg.Connection:
-        return await asyncpg.connect(**arguments)
+        return await asyncpg.connect(**connect_arguments(url.get_secret_value()))
 
     engine = create_async_engine(
         "postgresql+asyncpg://",

@@ -105,3 +105,49 @@ def test_the_systems_authorities_are_asked_where_none_is_named(trusted: Neon, ca
 
     assert alice.ask("GET").status_code == 500
     assert "certificate verify failed" in caplog.text
+
+
+@pytest.mark.parametrize("query", [STRICT, "sslmode=verify-full"])
+def test_a_rotated_authority_needs_no_restart(
+    postgres: Postgres, bouncer_port: int, authority: trustme.CA, tmp_path: Path, query: str
+) -> None:
+    roots, successor = tmp_path / "root.pem", trustme.CA()
+    authority.cert_pem.write_to_path(str(roots))
+    certificate = context(authority, "localhost")
+    with Front(bouncer_port, certificate) as front:
+        neon = Neon(postgres, None, front)
+        neon.url = f"postgresql://postgres@localhost:{front.port}/todo?{query}&sslrootcert={roots}"
+        alice = neon.serve(pool_size=1)()
+        assert alice.ask("GET").status_code == 200
+
+        successor.issue_cert("localhost").configure_cert(certificate)
+        front.hang_up()
+        assert alice.ask("GET").status_code == 500, "an authority that is not trusted yet"
+        successor.cert_pem.write_to_path(str(roots))
+        assert alice.ask("GET").status_code == 200
+        neon.close()
+
+
+def test_an_authority_that_disappears_is_named_at_once(
+    postgres: Postgres, bouncer_port: int, authority: trustme.CA, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    roots = tmp_path / "root.pem"
+    authority.cert_pem.write_to_path(str(roots))
+    with Front(bouncer_port, context(authority, "localhost")) as front:
+        neon = Neon(postgres, None, front)
+        neon.url = f"postgresql://postgres@localhost:{front.port}/todo?{STRICT}&sslrootcert={roots}"
+        alice = neon.serve(pool_size=1)()
+        assert alice.ask("GET").status_code == 200
+
+        roots.unlink()
+        front.hang_up()
+        started = time.monotonic()
+        answer = alice.ask("GET")
+        took = time.monotonic() - started
+        ready = alice.client.get("/health/ready")
+        neon.close()
+
+    assert (answer.status_code, answer.json()) == (500, error("Internal server error"))
+    assert ready.status_code == 503
+    assert f"needs the file {roots}, which cannot be used" in caplog.text
+    assert took < 2
