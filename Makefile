@@ -21,7 +21,7 @@ run: $(VENV)/run ## serve on 127.0.0.1:$PORT (default 8000) with an embedded Pos
 better-auth: $(VENV)/ready examples/node_modules/ready ## serve behind a real Better Auth server, for trying
 	@exec $(BIN)/python -m tests.deployment.better_auth
 
-test: $(VENV)/ready examples/node_modules/ready ## run the whole test suite, on real PostgreSQL
+test: $(VENV)/ready examples/node_modules/ready .servers/ready ## run the whole test suite, on real PostgreSQL
 	$(BIN)/pytest --numprocesses 3 --dist worksteal --cov --cov-report=term -rs
 
 soak: $(VENV)/ready ## break the database under load for two minutes (SOAK_SECONDS=…), and count what was lost
@@ -69,7 +69,7 @@ audit: $(VENV)/ready ## look up known vulnerabilities of everything that is lock
 	$(NPM) audit
 
 clean: ## remove what can be made again; the data in .data stays
-	rm -rf $(VENV) examples/node_modules examples/typescript-client/todo-api.d.ts .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* htmlcov
+	rm -rf $(VENV) .servers examples/node_modules examples/typescript-client/todo-api.d.ts .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* htmlcov
 
 # uv comes by whatever pip there is, and installs the rest.
 $(VENV)/run: requirements/uv.txt requirements/run.txt pyproject.toml
@@ -90,6 +90,9 @@ $(VENV)/ready: $(VENV)/run requirements/dev.txt
 $(VENV)/bench: $(VENV)/ready requirements/all.txt
 	$(INSTALL) --require-hashes -r requirements/all.txt
 	@touch $@
+
+.servers/ready: tests/support/archive.py | $(VENV)/ready
+	$(BIN)/python -m tests.support.archive
 
 examples/node_modules/ready: $(VENV)/ready examples/package-lock.json
 	$(NPM) ci --ignore-scripts --no-audit --no-fund --loglevel error

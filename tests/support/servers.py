@@ -1,14 +1,14 @@
 """A PostgreSQL and a PgBouncer that can be stopped, killed and started again at any moment."""
 
 import os
-import pwd
-import shutil
 import signal
 import socket
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
+from tests.support import archive
 from tests.support.postgres import sql
 from tests.support.serving import free_port
 from todo_api.dev import make_runtime_directory
@@ -92,12 +92,14 @@ class PgBouncer:
                 query_wait_timeout=query_wait_timeout,
             )
         )
-        # It refuses to run as root. Whom the database runs as may read both.
-        user = pwd.getpwuid(self._postgres.directory.stat().st_uid)
-        environment = {**os.environ, "PGBOUNCER_USER": user.pw_name}
+        # It refuses to run as root. The user that the database runs as may read both.
+        owner = self._postgres.directory.stat()
+        user: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            user = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
         with (self._directory / "log").open("ab") as log:
             self._popen = subprocess.Popen(
-                [self._program, str(configuration)], env=environment, stdout=log, stderr=subprocess.STDOUT
+                [self._program, str(configuration)], stdout=log, stderr=subprocess.STDOUT, **user
             )
         deadline = time.monotonic() + 10
         while True:
@@ -123,8 +125,8 @@ class PgBouncer:
 
 
 def find_pgbouncer() -> str | None:
-    """Find a PgBouncer that tracks prepared statements, by `PGBOUNCER` or on PATH; 1.21 is the first."""
-    program = os.environ.get("PGBOUNCER") or shutil.which("pgbouncer")
+    """Find a PgBouncer that tracks prepared statements; 1.21 is the first."""
+    program = archive.find("pgbouncer")
     if program is None:
         return None
     said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
