@@ -19,4 +19,4 @@ ENV PATH=/app/bin:$PATH
 WORKDIR /srv
 USER 10001
 EXPOSE 8000
-CMD ["uvicorn", "todo_api.main:app", "--host", "0.0.0.0", "--timeout-graceful-shutdown", "25"]
+CMD ["uvicorn", "todo_api.main:app", "--host", "0.0.0.0", "--timeout-graceful-shutdown", "25", "--timeout-keep-alive", "75"]

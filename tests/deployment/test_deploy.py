@@ -15,7 +15,8 @@ from todo_api.main import create_app
 from todo_api.migrations import migrate
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text()
-ROLES, ACCOUNTS, RIGHTS = re.findall(r"```sql\n(.+?)```", GUIDE, re.DOTALL)[:3]
+ROLES, SCHEMA, ACCOUNTS, RIGHTS = re.findall(r"```sql\n(.+?)```", GUIDE, re.DOTALL)[:4]
+ROLE_NAMES = ("todo_migrator", "todo_service", "neondb_owner")
 
 
 class Deployment:
@@ -30,6 +31,9 @@ class Deployment:
         self.migrator = self._as("todo_migrator")
         self.service = self._as("todo_service")
         self.accounts = self.migrator  # whose the table of accounts is
+        [version] = sql(server, "SELECT current_setting('server_version_num')::int AS number")
+        superuser = server.replace("/postgres?", f"/{self._database}?")
+        self.owner_of_public = self.owner if version["number"] >= 15_00_00 else superuser
         self.remove()
         sql(server, f"CREATE ROLE neondb_owner{self._suffix} LOGIN CREATEDB CREATEROLE")
         sql(server, f"CREATE DATABASE {self._database} OWNER neondb_owner{self._suffix}")
@@ -38,23 +42,26 @@ class Deployment:
         return self._server.replace("postgres:@/postgres?", f"{role}{self._suffix}:@/{self._database}?")
 
     def follow(self, url: str, instructions: str) -> None:
-        """Do what the guide says, under this worker's names."""
+        """Do what the guide says, under this worker's names; what only warns has no effect."""
         instructions = instructions.replace("neondb ", f"{self._database} ")
-        for role in ("todo_migrator", "todo_service"):
+        for role in ROLE_NAMES:
             instructions = re.sub(rf"\b{role}\b", role + self._suffix, instructions)
 
         async def run() -> None:
             connection = await asyncpg.connect(url)
+            connection.add_log_listener(lambda _, message: said.append(message.message))
             try:
                 await connection.execute(instructions)
             finally:
                 await connection.close()
 
+        said: list[str] = []
         asyncio.run(run())
+        assert said == []
 
     def remove(self) -> None:
         sql(self._server, f"DROP DATABASE IF EXISTS {self._database} WITH (FORCE)")
-        for role in ("todo_migrator", "todo_service", "neondb_owner"):
+        for role in ROLE_NAMES:
             sql(self._server, f"DROP ROLE IF EXISTS {role}{self._suffix}")
 
 
@@ -62,6 +69,7 @@ class Deployment:
 def deployment(request: pytest.FixtureRequest, server: str, worker: str) -> Iterator[Deployment]:
     deployment = Deployment(server, worker)
     deployment.follow(deployment.owner, ROLES)
+    deployment.follow(deployment.owner_of_public, SCHEMA)
     if request.param == "accounts of Better Auth":
         sql(deployment.owner, BETTER_AUTH)
         deployment.follow(deployment.owner, ACCOUNTS)

@@ -1,0 +1,65 @@
+"""The README is true for who writes a front end: its code is run, against the service that `make run` starts."""
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.support.better_auth import NODE
+from tests.support.serving import ROOT, UNMEASURED, free_port, process, wait_for
+
+README = (ROOT / "README.md").read_text()
+[HELPER] = re.findall(r"```js\n(.+?)```", README, re.DOTALL)
+# The first token has expired, and the first change meets another.
+BEFORE = """
+const { TODO_API } = process.env;
+const user_id = "alice";
+const tokens = ["", "alice"];
+const newToken = async () => tokens.shift();
+const statuses = [];
+const send = globalThis.fetch;
+globalThis.fetch = async (url, { headers, ...options }) => {
+  if (options.method === "PUT" && !statuses.includes(412)) {
+    await send(url, { ...options, headers: { ...headers, "If-Match": "*" }, body: '{"title": "changed meanwhile"}' });
+  }
+  const response = await send(url, { headers, ...options });
+  statuses.push(response.status);
+  return response;
+};
+"""
+AFTER = "console.log(JSON.stringify([tasks.map(({ title }) => title), statuses, (await response.json()).title]));"
+
+
+@pytest.fixture(scope="module")
+def development(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Serve as `make run` does, and yield the URL."""
+    directory = tmp_path_factory.mktemp("development")
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    environment = {"PORT": str(port), "DATA_DIR": str(directory / "data"), **UNMEASURED}
+    with process("todo-api", "dev", environment=environment, cwd=directory) as server:
+        wait_for(url, server)
+        yield url
+
+
+def test_the_helper_pages_renews_and_repeats(development: str, tmp_path: Path) -> None:
+    for title in ("first", "second", "third"):
+        answer = httpx2.post(
+            f"{development}/api/alice/tasks", headers={"Authorization": "Bearer alice"}, json={"title": title}
+        )
+        assert answer.status_code == 201
+    program = tmp_path / "program.mjs"
+    program.write_text(BEFORE + HELPER.replace("limit=100", "limit=2") + AFTER)
+
+    said = subprocess.run(
+        [NODE, str(program)], env={"TODO_API": development}, capture_output=True, text=True, check=False
+    )
+
+    assert said.stderr == ""
+    titles, statuses, title = json.loads(said.stdout)
+    assert titles == ["third", "second", "first"]
+    assert statuses == [401, 200, 200, 200, 412, 200, 200], "renewed; two pages; read, refused, read, changed"
+    assert title == "changed meanwhile!"
