@@ -1,23 +1,22 @@
-"""The seam to the authentication layer: from whatever is plugged in to the owner of this request.
+"""The interface to the authentication layer: from whatever is plugged in to the owner of a request.
 
-The service authenticates nobody. A configured backend says who is asking, or else a middleware around the application
-has; without either, nobody is.
+The service authenticates nobody. A configured backend says who is asking, or else `scope["user"]`, which a middleware
+around the application sets; without either, every request is unauthenticated.
 """
 
 import importlib
 import logging
-from collections.abc import Callable, Coroutine
-from typing import Annotated, Any, TypeGuard, cast
+import re
+from typing import Any, TypeGuard, cast
 
-from fastapi import Depends, Request, Response
-from fastapi.routing import APIRoute
+from fastapi import Request
 from starlette.authentication import AuthenticationBackend, AuthenticationError
 
-from todo_api.errors import SettingsError, TaskNotFound, Unauthorized, UserNotFound
+from todo_api.errors import SettingsError, Unauthorized
 from todo_api.models import MAX_USER_ID
-from todo_api.tasks import TaskStore
 
 logger = logging.getLogger(__name__)
+_UNADDRESSABLE = re.compile("[/\0\ud800-\udfff]")
 
 
 def load_backend(import_string: str) -> AuthenticationBackend:
@@ -45,11 +44,12 @@ def is_addressable(identity: object) -> TypeGuard[str]:
         isinstance(identity, str)
         and 0 < len(identity) <= MAX_USER_ID
         and identity not in (".", "..")
-        and not any(character in "/\0" or "\ud800" <= character <= "\udfff" for character in identity)
+        and not _UNADDRESSABLE.search(identity)
     )
 
 
-async def _identify(request: Request) -> str:
+async def identify(request: Request) -> str:
+    """Find out who is asking: the owner of the tasks of this request. Raises `Unauthorized` if nobody is known."""
     backend: AuthenticationBackend | None = request.app.state.auth_backend
     if backend is None:
         user = request.scope.get("user")
@@ -61,39 +61,10 @@ async def _identify(request: Request) -> str:
         user = None if result is None else result[1]
     if user is None or not user.is_authenticated:
         raise Unauthorized
-    identity = user.identity
-    if not is_addressable(identity):
-        # Not what it holds: a layer that went wrong may have put a token there.
-        what = f"{len(identity)} characters" if isinstance(identity, str) else type(identity).__name__
+    owner = user.identity
+    if not is_addressable(owner):
+        # The value is not logged: a faulty layer may have put a token there.
+        what = f"{len(owner)} characters" if isinstance(owner, str) else type(owner).__name__
         logger.warning("refused an identity that no path can address: %s", what)
         raise Unauthorized
-    return identity
-
-
-class OwnerRoute(APIRoute):
-    """Find out who is asking before anything else of the request is looked at.
-
-    A route of the six operations, so that one added later is guarded before anyone remembers to. Raises `Unauthorized`
-    where nobody is known to be asking. Under another user's path nothing exists.
-    """
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Give the handler the tasks of whoever is asking, if the path names them."""
-        handle = super().get_route_handler()
-
-        async def handle_for_owner(request: Request) -> Response:
-            owner = await _identify(request)
-            if owner != request.path_params["user_id"]:
-                raise TaskNotFound if "id" in request.path_params else UserNotFound
-            request.state.tasks = TaskStore(request.app.state.database, owner)
-            return await handle(request)
-
-        return handle_for_owner
-
-
-async def _own_tasks(request: Request) -> TaskStore:
-    tasks: TaskStore = request.state.tasks
-    return tasks
-
-
-OwnTasks = Annotated[TaskStore, Depends(_own_tasks)]
+    return owner

@@ -1,36 +1,43 @@
-"""Entity tags, and the requests that are only meant for some of them (RFC 9110, sections 8.8.3 and 13)."""
+"""Entity tags, and the conditions that requests make on them (RFC 9110, sections 8.8.3 and 13)."""
 
-import json
 import re
 from hashlib import sha256
 
 from starlette.datastructures import Headers
 
-# Possessive: time grows with the length, whatever the text.
+# Possessive quantifiers keep these linear on hostile input.
 _TAG = r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*+"'
 _LIST = re.compile(rf"[ \t]*+(?:{_TAG}[ \t]*+)?+(?:,[ \t]*+(?:{_TAG}[ \t]*+)?+)*+")
 ANY = "*"
+# The id and the version in the JSON of a task. In its texts every quote is escaped, so only the keys can match.
+_VERSION = re.compile(r'^\{"id":([0-9]+),.*,"updated_at":"([^"]+)"', re.DOTALL)
 
 
-def task_tag(task: str) -> str:
-    """Make the tag of a task: its id, and `updated_at`, which never repeats."""
-    fields = json.loads(task)
-    return f'"{fields["id"]}-{fields["updated_at"]}"'
+def task_id_and_version(task: str) -> tuple[str, str]:
+    """Find the id and `updated_at`, which never repeats, in the JSON of a task."""
+    found = _VERSION.match(task)
+    assert found
+    return found[1], found[2]
+
+
+def task_tag(task_id: str, version: str) -> str:
+    """Make the tag of one version of a task."""
+    return f'"{task_id}-{version}"'
 
 
 def list_tag(tasks: str, link: str = "") -> str:
-    """Make the tag of a list, and of the link that comes with it."""
+    """Make the tag of a list together with its `Link`."""
     return f'"{sha256(f"{link} {tasks}".encode()).hexdigest()}"'
 
 
 def is_known(tag: str, headers: Headers) -> bool:
-    """Tell whether `If-None-Match` says that the client has what the tag stands for."""
+    """Tell whether `If-None-Match` names the tag, so that the client has the body already."""
     tags = _tags(headers, "if-none-match")
     return tags is not None and (ANY in tags or tag in [known.removeprefix("W/") for known in tags])
 
 
 def expected_versions(task_id: int, headers: Headers) -> list[str] | None:
-    """List the `updated_at` of those versions of a task that `If-Match` allows to be changed; None means any."""
+    """List the versions of a task that `If-Match` allows to be changed; None means any."""
     tags = _tags(headers, "if-match")
     if tags is None or ANY in tags:
         return None
@@ -39,7 +46,7 @@ def expected_versions(task_id: int, headers: Headers) -> list[str] | None:
 
 
 def _tags(headers: Headers, name: str) -> list[str] | None:
-    """Read a list of tags, all lines of it: None without one, empty where it is malformed."""
+    """Read a list of tags from all lines of a header: None without the header, empty if it is malformed."""
     lines = headers.getlist(name)
     if not lines:
         return None

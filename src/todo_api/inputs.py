@@ -1,61 +1,104 @@
-"""What a request may say, checked in the order the API promises: who is asking first, the body last.
+"""What a request to one of the six operations says, checked when the endpoint asks for it.
 
-The body is read here and not declared to FastAPI, which would read it before anyone knows who is asking.
+Bodies are read here and not declared to FastAPI, which would read them before anyone knows who is asking.
 """
 
 import json
 import math
 import re
-from typing import Annotated, Any, Never, cast
+from typing import Any, Never, cast
 
-from fastapi import Depends, Request
-from starlette.datastructures import QueryParams
+from fastapi import Request
 
 from todo_api.errors import BadRequest, BodyTooLarge
-from todo_api.models import INVALID_STATUS, MAX_ID, MAX_KEY, STATUSES, Status, TaskCreate, TaskUpdate
+from todo_api.models import INVALID_STATUS, MAX_ID, MAX_KEY, STATUSES, Status, read_changes, read_new_task
 from todo_api.paging import Page, read_page
+from todo_api.tasks import TaskStore
 
 MAX_BODY = 64 * 1024
 MAX_DEPTH = 1000
 _ID = re.compile("[1-9][0-9]{0,18}")
-# Possessive, and content with a string that never ends: time grows with the length, whatever the text.
+# Possessive quantifiers keep this linear; it also matches an unterminated string.
 _STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _KEY = re.compile(f"[\\x21-\\x7e]{{1,{MAX_KEY}}}")
 _INVALID_JSON = "Request body must be valid JSON"
 
 
-async def _task_id(request: Request) -> int:
-    task_id = request.path_params["id"]
-    if not _ID.fullmatch(task_id) or int(task_id) > MAX_ID:
-        raise BadRequest("Invalid task ID")
-    return int(task_id)
+class OwnerRequest(Request):
+    """A request with the tasks of whoever is asking.
 
+    The methods raise `BadRequest` for a fault in what they read. An endpoint calls them in the order in which the API
+    names faults: id, body, query.
+    """
 
-def _status_filter(query: QueryParams) -> Status | None:
-    values = query.getlist("status")
-    if values in ([], [""]):
-        return None
-    if len(values) > 1 or values[0] not in STATUSES:
-        raise BadRequest(INVALID_STATUS)
-    return cast("Status", values[0])
+    tasks: TaskStore
 
+    def task_id(self) -> int:
+        """Read the id in the path."""
+        task_id: str = self.path_params["id"]
+        if not _ID.fullmatch(task_id) or int(task_id) > MAX_ID:
+            raise BadRequest("Invalid task ID")
+        return int(task_id)
 
-async def _selection(request: Request) -> tuple[Status | None, Page | None]:
-    status = _status_filter(request.query_params)
-    return status, read_page(request.query_params, request.path_params["user_id"], status)
+    def status_filter(self) -> Status | None:
+        """Read the query's `status`, None for all."""
+        values = self.query_params.getlist("status")
+        if values in ([], [""]):
+            return None
+        if len(values) > 1 or values[0] not in STATUSES:
+            raise BadRequest(INVALID_STATUS)
+        return cast("Status", values[0])
 
+    def page(self, status: Status | None) -> Page | None:
+        """Read which page of the list with this status is asked for, None for the whole list."""
+        return read_page(self.query_params, self.tasks.owner, status)
 
-async def _read_body(request: Request) -> bytes:
-    """Read the whole body, but no more than `MAX_BODY` bytes of it, whatever length it declares."""
-    declared = request.headers.get("content-length", "").lstrip("0")
-    if declared.isdecimal() and declared.isascii() and (len(declared) > 18 or int(declared) > MAX_BODY):
-        raise BodyTooLarge
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY:
+    async def new_task(self) -> tuple[dict[str, object], str | None]:
+        """Read the task to create, and the `Idempotency-Key` if there is one; may raise `BodyTooLarge`."""
+        body = await self._bounded_body()
+        key = self._idempotency_key()
+        return read_new_task(self._json_object(body)), key
+
+    async def changes(self) -> dict[str, object]:
+        """Read the changes to a task; may raise `BodyTooLarge`."""
+        return read_changes(self._json_object(await self._bounded_body()))
+
+    async def _bounded_body(self) -> bytes:
+        """Read the body, at most `MAX_BODY` bytes of it, whatever length it declares."""
+        declared = self.headers.get("content-length", "").lstrip("0")
+        if declared.isdecimal() and declared.isascii() and (len(declared) > 18 or int(declared) > MAX_BODY):
             raise BodyTooLarge
-    return bytes(body)
+        body = bytearray()
+        async for chunk in self.stream():
+            body += chunk
+            if len(body) > MAX_BODY:
+                raise BodyTooLarge
+        return bytes(body)
+
+    def _idempotency_key(self) -> str | None:
+        keys = self.headers.getlist("idempotency-key")
+        if not keys:
+            return None
+        if len(keys) > 1 or not _KEY.fullmatch(keys[0]):
+            raise BadRequest("Invalid Idempotency-Key")
+        return keys[0]
+
+    def _json_object(self, body: bytes) -> dict[str, Any]:
+        if not body:
+            raise BadRequest(_INVALID_JSON)
+        content_types = self.headers.getlist("content-type")
+        if {value.partition(";")[0].strip(" \t").lower() for value in content_types} != {"application/json"}:
+            raise BadRequest("Content-Type must be application/json")
+        try:
+            text = body.decode()
+            if _is_too_deep(text):
+                raise BadRequest(_INVALID_JSON)
+            value = _parse(text)
+        except (ValueError, RecursionError):
+            raise BadRequest(_INVALID_JSON) from None
+        if not isinstance(value, dict):
+            raise BadRequest("Request body must be a JSON object")
+        return value
 
 
 def _refuse_constant(_: str) -> Never:
@@ -81,48 +124,3 @@ def _is_too_deep(text: str) -> bool:
 
 
 _parse = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite).decode
-
-
-def _json_object(request: Request, body: bytes) -> dict[str, Any]:
-    if not body:
-        raise BadRequest(_INVALID_JSON)
-    content_types = request.headers.getlist("content-type")
-    if {value.partition(";")[0].strip(" \t").lower() for value in content_types} != {"application/json"}:
-        raise BadRequest("Content-Type must be application/json")
-    try:
-        text = body.decode()
-        if _is_too_deep(text):
-            raise BadRequest(_INVALID_JSON)
-        value = _parse(text)
-    except (ValueError, RecursionError):
-        raise BadRequest(_INVALID_JSON) from None
-    if not isinstance(value, dict):
-        raise BadRequest("Request body must be a JSON object")
-    return value
-
-
-def _idempotency_key(request: Request) -> str | None:
-    keys = request.headers.getlist("idempotency-key")
-    if not keys:
-        return None
-    if len(keys) > 1 or not _KEY.fullmatch(keys[0]):
-        raise BadRequest("Invalid Idempotency-Key")
-    return keys[0]
-
-
-async def _new_task(request: Request) -> tuple[TaskCreate, str | None]:
-    body = await _read_body(request)
-    key = _idempotency_key(request)
-    return TaskCreate.from_json(_json_object(request, body)), key
-
-
-TaskId = Annotated[int, Depends(_task_id)]
-
-
-async def _task_changes(_: TaskId, request: Request) -> TaskUpdate:
-    return TaskUpdate.from_json(_json_object(request, await _read_body(request)))
-
-
-Selection = Annotated[tuple[Status | None, Page | None], Depends(_selection)]
-NewTask = Annotated[tuple[TaskCreate, str | None], Depends(_new_task)]
-TaskChanges = Annotated[TaskUpdate, Depends(_task_changes)]

@@ -1,14 +1,13 @@
 """The six operations. Their docstrings are the API's documentation."""
 
-import json
+from collections.abc import Mapping
 from urllib.parse import quote
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 from pydantic.alias_generators import to_camel
 
-from todo_api.auth import OwnerRoute, OwnTasks
-from todo_api.conditions import expected_versions, is_known, list_tag, task_tag
-from todo_api.inputs import NewTask, Selection, TaskChanges, TaskId
+from todo_api.conditions import expected_versions, is_known, list_tag, task_id_and_version, task_tag
+from todo_api.inputs import OwnerRequest
 from todo_api.models import INVALID_STATUS, TaskPublic
 from todo_api.openapi import (
     CREATED_HEADERS,
@@ -23,6 +22,7 @@ from todo_api.openapi import (
     body_of,
     errors,
 )
+from todo_api.owner_route import OwnerRoute
 from todo_api.paging import next_link
 
 router = APIRouter(
@@ -33,17 +33,21 @@ router = APIRouter(
 )
 
 
-class TaskResponse(Response):
-    """JSON text, sent as the database wrote it."""
+class JSONText(Response):
+    """JSON that the database wrote, sent as it is."""
 
     media_type = "application/json"
 
 
-def _unless_known(request: Request, answer: str, headers: dict[str, str]) -> Response:
-    """Send what was read, unless the client has it already."""
+def _task(task: str) -> Response:
+    return JSONText(task, headers={"ETag": task_tag(*task_id_and_version(task))})
+
+
+def _unless_known(request: OwnerRequest, text: str, headers: Mapping[str, str]) -> Response:
+    """Answer a read, or 304 if the client has this version already."""
     if is_known(headers["ETag"], request.headers):
         return Response(status_code=304, headers={"ETag": headers["ETag"]})
-    return TaskResponse(answer, headers=headers)
+    return JSONText(text, headers=headers)
 
 
 _NO_USER = "User not found"
@@ -53,11 +57,11 @@ _NO_ID = "Invalid task ID"
 
 @router.get(
     "",
-    response_model=list[TaskPublic],
+    response_model=list[TaskPublic],  # type: ignore[valid-type]  # mypy does not see that it is a class
     responses=errors(INVALID_STATUS, _NO_USER) | LISTED,
     openapi_extra={"parameters": [STATUS_PARAMETER, LIMIT_PARAMETER, IF_NONE_MATCH_PARAMETER]},
 )
-async def list_tasks(tasks: OwnTasks, selection: Selection, request: Request) -> Response:
+async def list_tasks(request: OwnerRequest) -> Response:
     """List your tasks, newest first.
 
     The whole list comes back, never a part of it; `[]` when it is empty. `status` keeps only the tasks in that status.
@@ -65,14 +69,15 @@ async def list_tasks(tasks: OwnTasks, selection: Selection, request: Request) ->
     With a `limit`, at most so many tasks come back. Where there are more, the header `Link: <…>; rel="next"` leads to
     them, by a `cursor` of its own. A task that is there all the while is on exactly one of the pages.
     """
-    status, page = selection
+    status = request.status_filter()
+    page = request.page(status)
     if page is None:
-        listed = await tasks.list(status)
+        listed, last = await request.tasks.list(status), None
+    else:
+        listed, last = await request.tasks.page(status, page.newest, page.limit)
+    if page is None or last is None:
         return _unless_known(request, listed, {"ETag": list_tag(listed)})
-    listed, last = await tasks.page(status, page.newest, page.limit)
-    if last is None:
-        return _unless_known(request, listed, {"ETag": list_tag(listed)})
-    link = next_link(request.path_params["user_id"], status, page.limit, last)
+    link = next_link(request.tasks.owner, status, page.limit, last)
     return _unless_known(request, listed, {"ETag": list_tag(listed, link), "Link": link})
 
 
@@ -83,7 +88,7 @@ async def list_tasks(tasks: OwnTasks, selection: Selection, request: Request) ->
     responses=errors("Title is required", _NO_USER, 409, 413) | {201: {"headers": CREATED_HEADERS}},
     openapi_extra=body_of("TaskCreate") | {"parameters": [KEY_PARAMETER]},
 )
-async def create_task(tasks: OwnTasks, new: NewTask, request: Request) -> Response:
+async def create_task(request: OwnerRequest) -> Response:
     """Create a task; it starts `incomplete`.
 
     Texts are stored exactly as sent. Unknown fields are ignored, `id`, `user_id` and `status` among them.
@@ -91,14 +96,18 @@ async def create_task(tasks: OwnTasks, new: NewTask, request: Request) -> Respon
     With an `Idempotency-Key` it is safe to ask again: as long as the task lives, the same key with the same title and
     description answers with that task as it now is.
     """
-    task, key = new
-    created, is_replay = await tasks.create_once(task, key) if key else (await tasks.create(task), False)
-    owner = quote(request.path_params["user_id"], safe="")
-    location = f"{quote(request.scope.get('root_path', ''))}/api/{owner}/tasks/{json.loads(created)['id']}"
-    headers = {"Location": location, "ETag": task_tag(created)} | (
-        {"Idempotency-Replayed": "true"} if is_replay else {}
-    )
-    return TaskResponse(created, status_code=201, headers=headers)
+    new, key = await request.new_task()
+    tasks = request.tasks
+    task, is_replay = await tasks.create_once(new, key) if key else (await tasks.create(new), False)
+    task_id, version = task_id_and_version(task)
+    root_path = quote(request.scope.get("root_path", ""))
+    headers = {
+        "Location": f"{root_path}/api/{quote(tasks.owner, safe='')}/tasks/{task_id}",
+        "ETag": task_tag(task_id, version),
+    }
+    if is_replay:
+        headers["Idempotency-Replayed"] = "true"
+    return JSONText(task, status_code=201, headers=headers)
 
 
 @router.get(
@@ -107,10 +116,10 @@ async def create_task(tasks: OwnTasks, new: NewTask, request: Request) -> Respon
     responses=errors(_NO_ID, _NO_TASK) | READ,
     openapi_extra={"parameters": [IF_NONE_MATCH_PARAMETER]},
 )
-async def get_task(task_id: TaskId, tasks: OwnTasks, request: Request) -> Response:
+async def get_task(request: OwnerRequest) -> Response:
     """Get one of your tasks."""
-    task = await tasks.get(task_id)
-    return _unless_known(request, task, {"ETag": task_tag(task)})
+    task = await request.tasks.get(request.task_id())
+    return _unless_known(request, task, {"ETag": task_tag(*task_id_and_version(task))})
 
 
 @router.put(
@@ -119,7 +128,7 @@ async def get_task(task_id: TaskId, tasks: OwnTasks, request: Request) -> Respon
     responses=errors(_NO_ID, _NO_TASK, 412, 413) | TAGGED,
     openapi_extra=body_of("TaskUpdate") | {"parameters": [IF_MATCH_PARAMETER]},
 )
-async def update_task(task_id: TaskId, tasks: OwnTasks, changes: TaskChanges, request: Request) -> Response:
+async def update_task(request: OwnerRequest) -> Response:
     """Change the fields that are present: `title`, `description` or `status`, at least one.
 
     Absent fields keep their values, and null clears the description. `status` is the way to reopen a task. Of
@@ -127,8 +136,9 @@ async def update_task(task_id: TaskId, tasks: OwnTasks, changes: TaskChanges, re
 
     With `If-Match` and the `ETag` of the version you know, a task that has changed since is left as it is, with a 412.
     """
-    task = await tasks.update(task_id, changes, expected_versions(task_id, request.headers))
-    return TaskResponse(task, headers={"ETag": task_tag(task)})
+    task_id = request.task_id()
+    changes = await request.changes()
+    return _task(await request.tasks.update(task_id, changes, expected_versions(task_id, request.headers)))
 
 
 @router.delete(
@@ -137,12 +147,13 @@ async def update_task(task_id: TaskId, tasks: OwnTasks, changes: TaskChanges, re
     responses=errors(_NO_ID, _NO_TASK, 412),
     openapi_extra={"parameters": [IF_MATCH_PARAMETER]},
 )
-async def delete_task(task_id: TaskId, tasks: OwnTasks, request: Request) -> Response:
+async def delete_task(request: OwnerRequest) -> Response:
     """Delete one of your tasks. A second time it is not found.
 
     With `If-Match` and the `ETag` of the version you know, a task that has changed since is left as it is, with a 412.
     """
-    await tasks.delete(task_id, expected_versions(task_id, request.headers))
+    task_id = request.task_id()
+    await request.tasks.delete(task_id, expected_versions(task_id, request.headers))
     return Response(status_code=204)
 
 
@@ -152,12 +163,12 @@ async def delete_task(task_id: TaskId, tasks: OwnTasks, request: Request) -> Res
     responses=errors(_NO_ID, _NO_TASK, 412) | TAGGED,
     openapi_extra={"parameters": [IF_MATCH_PARAMETER]},
 )
-async def complete_task(task_id: TaskId, tasks: OwnTasks, request: Request) -> Response:
+async def complete_task(request: OwnerRequest) -> Response:
     """Set a task to `complete`.
 
     Repeating it changes nothing, `updated_at` included, so it is safe to retry. A body is ignored.
 
     With `If-Match` and the `ETag` of the version you know, a task that has changed since is left as it is, with a 412.
     """
-    task = await tasks.complete(task_id, expected_versions(task_id, request.headers))
-    return TaskResponse(task, headers={"ETag": task_tag(task)})
+    task_id = request.task_id()
+    return _task(await request.tasks.complete(task_id, expected_versions(task_id, request.headers)))

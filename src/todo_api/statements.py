@@ -5,7 +5,6 @@ That is one round trip, spares the service reading and writing every task again,
 that no later migration can break a prepared statement.
 """
 
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -37,29 +36,44 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Mapped
 from sqlmodel import col
 
-from todo_api.models import KEYED, Task
+from todo_api.models import CREATED, KEYED, NULLABLE, TASK_FIELDS, UPDATED, Task
 
-# The owner's rows, and one of them: every statement below starts from these.
+# The owner's rows, and one of them: every statement below selects by one of these.
 _OWNER: ColumnElement[str] = bindparam("owner", type_=Text)
 _own_tasks = col(Task.user_id) == _OWNER
 _own_task = and_(_own_tasks, col(Task.id) == bindparam("task_id", type_=BigInteger))
 
 
-def _utc(moment: Mapped[datetime]) -> ColumnElement[str]:
-    """Write a time the same way whatever the session's time zone."""
+def _column(name: str) -> ColumnElement[Any]:
+    column: ColumnElement[Any] = getattr(Task, name)
+    return column
+
+
+def _utc(time: ColumnElement[Any] | Mapped[Any]) -> ColumnElement[str]:
+    """Format a time as text, independently of the session's time zone."""
     pattern: ColumnElement[str] = literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'""")
-    return func.to_char(func.timezone(literal_column("'UTC'"), moment), pattern)
+    return func.to_char(func.timezone(literal_column("'UTC'"), time), pattern)
 
 
-_answer = (
-    col(Task.id),
-    col(Task.user_id),
-    col(Task.title),
-    col(Task.description),
-    col(Task.status),
-    _utc(col(Task.created_at)).label("created_at"),
-    _utc(col(Task.updated_at)).label("updated_at"),
-)
+def _answered(name: str) -> ColumnElement[Any]:
+    column = _column(name)
+    is_time = TASK_FIELDS[name].schema.get("format") == "date-time"
+    return _utc(column).label(name) if is_time else column
+
+
+def _written(name: str) -> ColumnElement[Any]:
+    """Bind the value that a request gives a field, as the parameter `new_<field>`."""
+    return bindparam(f"new_{name}", type_=_column(name).type)
+
+
+def _changed(name: str) -> ColumnElement[Any]:
+    """Choose between a field's new value and its old one; a null is a value only where the column may hold it."""
+    if name in NULLABLE:
+        return case((bindparam(f"has_{name}", type_=Boolean), _written(name)), else_=_column(name))
+    return func.coalesce(_written(name), _column(name))
+
+
+_answer = [_answered(name) for name in TASK_FIELDS]
 
 
 def _json(rows: CTE | Subquery) -> ColumnElement[Any]:
@@ -76,7 +90,7 @@ def _list(*conditions: ColumnElement[bool]) -> Select[Any]:
 
 
 def _page(*conditions: ColumnElement[bool]) -> Select[Any]:
-    """Select a page, behind the id of its last task if there are more: one more is looked at to know."""
+    """Select a page; prefix it with the id of its last task if more tasks follow (fetches limit + 1)."""
     limit = bindparam("limit", type_=Integer)
     rows = (
         select(*_answer)
@@ -92,31 +106,29 @@ def _page(*conditions: ColumnElement[bool]) -> Select[Any]:
 
 # `updated_at` is the task's version: it grows with every change, even within one microsecond of the clock.
 _later = func.greatest(func.now(), col(Task.updated_at) + literal_column("interval '1 microsecond'"))
-_status = bindparam("status", type_=Text)
-_title = bindparam("new_title", type_=Text)
-_description = bindparam("new_description", type_=Text)
+_has_status = col(Task.status) == bindparam("status", type_=Text)
+_new_row = {"user_id": _OWNER, **{name: _written(name) for name in CREATED}}
 _fingerprint = bindparam("fingerprint", type_=LargeBinary)
 _request = bindparam("request", type_=Uuid)
 
 LIST = _list()
-LIST_BY_STATUS = _list(col(Task.status) == _status)
+LIST_BY_STATUS = _list(_has_status)
 PAGE = _page()
-PAGE_BY_STATUS = _page(col(Task.status) == _status)
+PAGE_BY_STATUS = _page(_has_status)
 GET = _one(select(*_answer).where(_own_task).cte("task"))
-CREATE = _one(
-    insert(Task).values(user_id=_OWNER, title=_title, description=_description).returning(*_answer).cte("task")
-)
-# The same key again finds the task it made, one whose insertion is still under way included, and rewrites its key as
-# it is: DO NOTHING returns no row, and a SELECT beside it may not see the task. The answer's first word says what came.
-_kept = (
+CREATE = _one(insert(Task).values(_new_row).returning(*_answer).cte("task"))
+# ON CONFLICT DO UPDATE, which rewrites the key as it is, waits for an insertion of the same key that is still under way
+# and returns its row. DO NOTHING returns no row, and a SELECT beside it may not see the task. The first word of the
+# answer is the outcome.
+_keyed = (
     postgresql.insert(Task)
     .values(
-        user_id=_OWNER,
-        title=_title,
-        description=_description,
-        idempotency_key=bindparam("key", type_=Text),
-        idempotency_fingerprint=_fingerprint,
-        idempotency_request=_request,
+        {
+            **_new_row,
+            "idempotency_key": bindparam("key", type_=Text),
+            "idempotency_fingerprint": _fingerprint,
+            "idempotency_request": _request,
+        }
     )
     .on_conflict_do_update(
         index_elements=["user_id", "idempotency_key"],
@@ -133,22 +145,17 @@ _kept = (
     )
     .cte("kept")
 )
-_kept_task = select(*[column for column in _kept.c if column.name != "outcome"]).cte("task")
-CREATE_ONCE = select(func.concat(select(_kept.c.outcome).scalar_subquery(), _json(_kept_task)))
-# One text for every choice of fields: title and status are never null, so null means absent for them.
+_keyed_task = select(*[column for column in _keyed.c if column.name != "outcome"]).cte("task")
+CREATE_ONCE = select(func.concat(select(_keyed.c.outcome).scalar_subquery(), _json(_keyed_task)))
+# One text for every choice of fields, so that each connection prepares one statement.
 _update = (
     update(Task)
     .where(_own_task)
-    .values(
-        title=func.coalesce(_title, col(Task.title)),
-        description=case((bindparam("has_description", type_=Boolean), _description), else_=col(Task.description)),
-        status=func.coalesce(_status, col(Task.status)),
-        updated_at=_later,
-    )
+    .values({name: _changed(name) for name in UPDATED} | {"updated_at": _later})
     .returning(*_answer)
 )
-# A single UPDATE whatever the status was: a condition on it with a SELECT to fall back on was seen to answer
-# `incomplete` beside a concurrent complete.
+# One UPDATE whatever the status was. With WHERE status <> 'complete' and a SELECT to fall back on, the SELECT was seen
+# to answer `incomplete` while a concurrent complete committed.
 _complete = (
     update(Task)
     .where(_own_task)
@@ -161,18 +168,18 @@ _complete = (
 _delete = delete(Task).where(_own_task).returning(col(Task.id))
 UPDATE, COMPLETE, DELETE = (_one(write.cte("task")) for write in (_update, _complete, _delete))
 
-# Only the versions the client knows are written. Where the task is another by now the answer is empty, and where there
-# is none, null. Locked, so that a task deleted while the write waited is gone here too.
-_is_known = _utc(col(Task.updated_at)) == any_(bindparam("versions", type_=ARRAY(Text)))
+_is_expected = _utc(col(Task.updated_at)) == any_(bindparam("versions", type_=ARRAY(Text)))
 
 
-def _if_known(write: CTE) -> Select[Any]:
-    still_there: Select[Any] = select(literal_column("''")).where(_own_task).with_for_update(read=True, key_share=True)
-    return select(func.coalesce(_one(write).scalar_subquery(), still_there.scalar_subquery()))
+def _if_expected(write: CTE) -> Select[Any]:
+    """Return '' if the task has another version (412), null if it does not exist (404)."""
+    # FOR KEY SHARE waits for a concurrent DELETE, after which the task is not found here either.
+    exists: Select[Any] = select(literal_column("''")).where(_own_task).with_for_update(read=True, key_share=True)
+    return select(func.coalesce(_one(write).scalar_subquery(), exists.scalar_subquery()))
 
 
 UPDATE_IF, COMPLETE_IF, DELETE_IF = (
-    _if_known(write.where(_is_known).cte("task")) for write in (_update, _complete, _delete)
+    _if_expected(write.where(_is_expected).cte("task")) for write in (_update, _complete, _delete)
 )
 
 STATEMENTS = (

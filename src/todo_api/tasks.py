@@ -1,6 +1,7 @@
-"""One owner's tasks, as the JSON that the database wrote about them."""
+"""One owner's tasks, as the JSON text that PostgreSQL wrote."""
 
 import json
+from collections.abc import Mapping
 from hashlib import sha256
 from uuid import uuid4
 
@@ -9,56 +10,47 @@ from sqlalchemy import ClauseElement
 from todo_api import statements
 from todo_api.database import Database
 from todo_api.errors import KeyReused, TaskChanged, TaskNotFound
-from todo_api.models import Status, TaskCreate, TaskUpdate
+from todo_api.models import UPDATED, Status
 
-# The `updated_at` of the versions of a task that may be changed; None means any.
+# The values of `updated_at` that a task may have to be changed; None means any.
 Versions = list[str] | None
 
 
 class TaskStore:
     """The tasks of one owner, as JSON text. No other task can be seen or touched through it.
 
-    Every method is one statement. Those about a single task raise `TaskNotFound` where the owner has no such task, and
-    those that take `versions` raise `TaskChanged` where it is none of them.
+    Every method runs one statement. Those about a single task raise `TaskNotFound` if the owner has no such task, and
+    those that take `versions` raise `TaskChanged` if the task has another version.
     """
 
     def __init__(self, database: Database, owner: str) -> None:
+        self.owner = owner
         self._database = database
-        self._owner = owner
 
     async def list(self, status: Status | None) -> str:
-        """List the tasks, newest first; only those in one status, if one is given."""
-        if status is None:
-            return await self._run(statements.LIST)
-        return await self._run(statements.LIST_BY_STATUS, status=status)
+        """List the tasks, newest first; only those with one status, if given."""
+        statement = statements.LIST if status is None else statements.LIST_BY_STATUS
+        return await self._run(statement, {"status": status})
 
     async def page(self, status: Status | None, newest: int, limit: int) -> tuple[str, int | None]:
-        """List at most `limit` tasks from the id `newest` down; tell the id of the last one if there are more."""
-        statement = statements.PAGE
-        parameters: dict[str, object] = {"newest": newest, "limit": limit}
-        if status is not None:
-            statement = statements.PAGE_BY_STATUS
-            parameters["status"] = status
-        answer = await self._run(statement, **parameters)
+        """List at most `limit` tasks from the id `newest` down; also return the last one's id if more follow."""
+        statement = statements.PAGE if status is None else statements.PAGE_BY_STATUS
+        answer = await self._run(statement, {"newest": newest, "limit": limit, "status": status})
         last, _, tasks = answer.partition(" ")
         return tasks, int(last) if last else None
 
-    async def create(self, task: TaskCreate) -> str:
-        """Create a task; raise `Unauthorized` if the owner has no account."""
-        return await self._run(statements.CREATE, new_title=task.title, new_description=task.description)
+    async def create(self, task: Mapping[str, object]) -> str:
+        """Create a task from the fields of `read_new_task`; raise `Unauthorized` if the owner has no account."""
+        return await self._run(statements.CREATE, _values(task))
 
-    async def create_once(self, task: TaskCreate, key: str) -> tuple[str, bool]:
-        """Create a task, unless there is one that was created with this key; tell whether there was.
+    async def create_once(self, task: Mapping[str, object], key: str) -> tuple[str, bool]:
+        """Create a task unless one was created with this key; return it, and whether it existed.
 
-        Raises `KeyReused` where that was asked for by another title or description, and `Unauthorized` as `create`.
+        Raises `KeyReused` if the key came with other fields before, and `Unauthorized` as `create` does.
         """
         answer = await self._run(
             statements.CREATE_ONCE,
-            new_title=task.title,
-            new_description=task.description,
-            key=key,
-            fingerprint=sha256(json.dumps([task.title, task.description]).encode()).digest(),
-            request=uuid4(),
+            {"key": key, "fingerprint": fingerprint(task), "request": uuid4(), **_values(task)},
         )
         outcome, _, created = answer.partition(" ")
         if outcome == "reused":
@@ -67,45 +59,55 @@ class TaskStore:
 
     async def get(self, task_id: int) -> str:
         """Get one task."""
-        return await self._run(statements.GET, task_id=task_id)
+        return await self._run(statements.GET, {"task_id": task_id})
 
-    async def update(self, task_id: int, changes: TaskUpdate, versions: Versions = None) -> str:
-        """Change the fields that `changes` holds, and no others."""
-        return await self._write(
-            (statements.UPDATE, statements.UPDATE_IF),
-            versions,
-            task_id=task_id,
-            new_title=changes.title,
-            has_description="description" in changes.model_fields_set,
-            new_description=changes.description,
-            status=changes.status,
-        )
+    async def update(self, task_id: int, changes: Mapping[str, object], versions: Versions = None) -> str:
+        """Change the fields that `changes` of `read_changes` holds, and no others."""
+        parameters = {"task_id": task_id, **_values(changes), **{f"has_{name}": name in changes for name in UPDATED}}
+        return await self._write((statements.UPDATE, statements.UPDATE_IF), parameters, versions)
 
     async def complete(self, task_id: int, versions: Versions = None) -> str:
         """Set the status to complete; change nothing if it is."""
         pair = (statements.COMPLETE, statements.COMPLETE_IF)
-        return await self._write(pair, versions, task_id=task_id)
+        return await self._write(pair, {"task_id": task_id}, versions)
 
     async def delete(self, task_id: int, versions: Versions = None) -> None:
         """Delete a task."""
-        await self._write((statements.DELETE, statements.DELETE_IF), versions, task_id=task_id)
+        await self._write((statements.DELETE, statements.DELETE_IF), {"task_id": task_id}, versions)
 
     async def _write(
         self,
-        statement: tuple[ClauseElement, ClauseElement],
+        pair: tuple[ClauseElement, ClauseElement],
+        parameters: Mapping[str, object],
         versions: Versions,
-        **parameters: object,
     ) -> str:
-        """Run the first statement, or the second for some versions only."""
+        """Run the first statement of the pair, or the second to change only certain versions."""
         if versions is None:
-            return await self._run(statement[0], **parameters)
-        answer = await self._run(statement[1], versions=versions, **parameters)
+            return await self._run(pair[0], parameters)
+        answer = await self._run(pair[1], {"versions": versions, **parameters})
         if not answer:
             raise TaskChanged
         return answer
 
-    async def _run(self, statement: ClauseElement, **parameters: object) -> str:
-        answer = await self._database.run(statement, {"owner": self._owner, **parameters})
+    async def _run(self, statement: ClauseElement, parameters: Mapping[str, object]) -> str:
+        answer = await self._database.run(statement, {"owner": self.owner, **parameters})
         if answer is None:
             raise TaskNotFound
         return answer
+
+
+def _values(fields: Mapping[str, object]) -> dict[str, object]:
+    return {f"new_{name}": value for name, value in fields.items()}
+
+
+def fingerprint(task: Mapping[str, object]) -> bytes:
+    """Hash the fields of a keyed create, to recognise the same request by.
+
+    A field other than the first two goes in by name, and only if it has a value, so that keys stored before it was
+    added keep their fingerprint.
+    """
+    positional = [task["title"], task["description"]]
+    named = [
+        [name, value] for name, value in task.items() if name not in ("title", "description") and value is not None
+    ]
+    return sha256(json.dumps(positional + named, default=str).encode()).digest()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from hashlib import sha256
 from typing import Any
 
 import httpx2
@@ -13,6 +14,7 @@ from tests.support.crowd import crowd
 from tests.support.postgres import locked, sql, waiting_backend
 from todo_api.main import create_app
 from todo_api.settings import Settings
+from todo_api.tasks import fingerprint
 
 REUSED = error("Idempotency-Key was already used for a different request")
 INVALID = error("Invalid Idempotency-Key")
@@ -63,6 +65,17 @@ def test_another_title_or_description_is_a_conflict(
     assert (answer.status_code, answer.json()) == (409, REUSED)
     assert "idempotency-replayed" not in answer.headers
     assert alice.tasks() == [task]
+
+
+def test_fingerprints_survive_a_new_optional_field(alice: Person) -> None:
+    task = create(alice, "k", description="Two litres").json()
+    (row,) = alice.stored()
+    version_1_0 = sha256(json.dumps(["Buy milk", "Two litres"]).encode()).digest()
+
+    assert (row["id"], row["idempotency_fingerprint"]) == (task["id"], version_1_0)
+    fields = {"title": "Buy milk", "description": "Two litres"}
+    assert fingerprint({**fields, "later": None}) == version_1_0
+    assert fingerprint({**fields, "later": "x"}) not in (version_1_0, fingerprint({**fields, "other": "x"}))
 
 
 def test_the_request_is_compared_and_not_the_task_as_it_now_is(alice: Person) -> None:
