@@ -4,10 +4,14 @@ import json
 import logging
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
+import orjson
+
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-_encode = json.JSONEncoder(default=str).encode
+# The attributes that every record has; any others come from `extra`.
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
 
 
 class TextFormatter(logging.Formatter):
@@ -23,23 +27,40 @@ class TextFormatter(logging.Formatter):
 
 
 class JSONFormatter(logging.Formatter):
-    """One JSON object a line, with the id of its request and whatever fields the record has."""
+    """One JSON object a line, with the id of its request and whatever fields the record has.
+
+    A record's fields are a dict as its only argument, and `extra`. They never replace the formatter's own keys.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record."""
         line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": f"{_second(int(record.created))}.{int(record.msecs):03d}+00:00",
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if isinstance(record.args, dict):
-            line |= record.args
         if identifier := request_id.get():
             line["request_id"] = identifier
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return _encode(line)
+        if record.stack_info:
+            line["stack"] = self.formatStack(record.stack_info)
+        fields = {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
+        if isinstance(record.args, dict):
+            fields |= record.args
+        line = line | fields | line  # in this order, and with its own keys as they were
+        try:
+            encoded = orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS)
+        except orjson.JSONEncodeError:  # a lone surrogate, an integer over 64 bits, or a cycle
+            return json.dumps({str(name): str(value) for name, value in line.items()})
+        # ASCII only: some readers take U+2028 and the like for the end of a line.
+        return encoded.decode() if encoded.isascii() else json.dumps(orjson.loads(encoded))
+
+
+@lru_cache(maxsize=1)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def configure(formatter: logging.Formatter) -> None:

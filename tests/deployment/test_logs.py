@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 import uuid
 from collections.abc import Callable
@@ -110,6 +111,45 @@ def test_an_object_is_one_line_whatever_is_in_it() -> None:
 
 def test_a_field_can_be_anything() -> None:
     assert json.loads(logs.JSONFormatter().format(record("%(path)s", ({"path": Path("x")},))))["path"] == "x"
+
+
+def test_extra_and_stack_info_are_kept() -> None:
+    given = record("slow", None)
+    given.__dict__ |= {"table": "tasks", "seconds": 1.5}
+    given.stack_info = "Stack (most recent call last): here"
+
+    written = json.loads(logs.JSONFormatter().format(given))
+    assert (written["table"], written["seconds"], written["stack"]) == ("tasks", 1.5, given.stack_info)
+
+
+def test_fields_cannot_replace_the_lines_own_keys() -> None:
+    given = record("said", ({"level": "DEBUG", "message": "other", "more": 1},))
+    given.__dict__ |= {"logger": "nobody", "time": "never"}
+
+    written = json.loads(logs.JSONFormatter().format(given))
+    assert (written["level"], written["message"], written["logger"]) == ("WARNING", "said", "somebody")
+    assert written["time"] != "never"
+    assert written["more"] == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "logged"),
+    [
+        (math.nan, None),
+        (-math.inf, None),
+        ("\u2028\xe9", "\u2028\xe9"),
+        (2**64, str(2**64)),
+        ("\ud800", "\ud800"),
+        ({1: "one"}, {"1": "one"}),
+        (b"x", "b'x'"),
+    ],
+)
+def test_every_value_becomes_ascii_json(value: object, logged: object) -> None:
+    line = logs.JSONFormatter().format(record("%(value)s", ({"value": value},)))
+
+    assert line.isascii()
+    assert "NaN" not in line.replace('"nan"', "")
+    assert json.loads(line)["value"] == logged
 
 
 def test_a_line_for_people_says_what_happened_and_where() -> None:
