@@ -16,6 +16,7 @@ APPLICATIONS = {
     "ours": "todo_api.main:app",
     "ceiling": "benchmarks.ceiling:app",
     "textbook": "benchmarks.textbook:app",
+    "floor": "benchmarks.floor:app",
 }
 
 

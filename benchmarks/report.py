@@ -63,11 +63,12 @@ def bench(result: dict[str, Any]) -> str:
             for name, rounds in services.items()
         ),
     )
+    others = ("ceiling", "textbook", "floor")
     ratios = table(
-        ("operation", "requests/s, of the ceiling", "of the textbook", "1 / API µs, of the ceiling", "of the textbook"),
+        ("operation", *(f"{figure}, of the {other}" for figure in ("requests/s", "1 / API µs") for other in others)),
         (
             (operation, *(f"{_ratio(services['ours'], services[other], figure):.2f}"
-                          for figure in ("rate", "api") for other in ("ceiling", "textbook")))
+                          for figure in ("rate", "api") for other in others))
             for operation, services in samples.items()
         ),
     )  # fmt: skip
