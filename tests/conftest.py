@@ -28,19 +28,19 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def server() -> str:
-    """The URL of a PostgreSQL server where databases can be made."""
+    """The URL of a PostgreSQL server where databases can be created."""
     return os.environ[SERVER]
 
 
 @pytest.fixture(scope="session")
 def worker() -> str:
-    """A name that parallel runs of the same test do not share."""
+    """A name unique to this worker of pytest-xdist."""
     return os.environ.get("PYTEST_XDIST_WORKER", "main")
 
 
 @pytest.fixture(scope="session")
 def database_url(server: str, worker: str) -> str:
-    """The URL of a migrated database that the tests of this worker share, each as users nobody else is."""
+    """The URL of a migrated database that the tests of this worker share, each with users of its own."""
     return migrated_database(server, f"todo_{worker}")
 
 
@@ -57,14 +57,14 @@ def settings(database_url: str) -> Settings:
 
 @pytest.fixture(scope="session")
 def client(settings: Settings) -> Iterator[CheckedClient]:
-    """The application with an identity that the tests choose."""
+    """The application, which takes the bearer token as the user id."""
     with CheckedClient(create_app(settings, BearerIsIdentity())) as client:
         yield client
 
 
 @pytest.fixture
 def person(client: CheckedClient, database_url: str) -> PersonMaker:
-    """Make users."""
+    """Create users."""
     return lambda user_id=None: Person(client, database_url, new_account(database_url, user_id))
 
 

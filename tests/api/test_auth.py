@@ -1,4 +1,4 @@
-"""The seam: any Starlette authentication backend, or any middleware that sets `scope["user"]`."""
+"""Authentication by any Starlette backend, or by any middleware that sets `scope["user"]`."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -59,7 +59,7 @@ class JWTBackend(AuthenticationBackend):
 
 
 class JWTMiddleware:
-    """Sets the user and refuses nothing: that is the service's business."""
+    """Sets the user, and leaves it to the service to refuse a request."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -114,7 +114,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
-def test_a_layer_that_is_plugged_in_says_who_is_asking(
+def test_pluggable_authentication_identifies_the_owner(
     settings: Settings, alice: Person, bob: Person, way: Any
 ) -> None:
     with TestClient(way(settings)) as client:
@@ -140,13 +140,13 @@ REJECTED = {
 
 @pytest.mark.parametrize("headers", REJECTED.values(), ids=REJECTED.keys())
 @pytest.mark.parametrize("way", ["argument", "middleware around"])
-def test_credentials_that_the_layer_rejects_are_nobodys(settings: Settings, way: str, headers: dict[str, str]) -> None:
+def test_rejected_credentials_are_unauthorized(settings: Settings, way: str, headers: dict[str, str]) -> None:
     with TestClient(WAYS[way](settings)) as client:
         answer = client.get("/api/alice/tasks", headers=headers)
 
         assert (answer.status_code, answer.json()) == (401, error("Unauthorized"))
         assert answer.headers["www-authenticate"] == "Bearer"
-        # The six operations only: everything else is the same for everyone.
+        # Only the six operations require authentication.
         assert client.get("/health/live", headers=headers).status_code == 200
         assert client.get("/health/ready", headers=headers).status_code == 200
         assert client.get("/openapi.json", headers=headers).status_code == 200
@@ -155,7 +155,7 @@ def test_credentials_that_the_layer_rejects_are_nobodys(settings: Settings, way:
         assert client.put("/api/alice/tasks", headers=headers).json() == error("Method not allowed")
 
 
-def test_the_layer_is_asked_about_the_six_operations_and_nothing_else(settings: Settings) -> None:
+def test_only_the_six_operations_authenticate(settings: Settings) -> None:
     asked = []
 
     class Recorder(AuthenticationBackend):
@@ -173,14 +173,14 @@ def test_the_layer_is_asked_about_the_six_operations_and_nothing_else(settings: 
         assert asked == ["/api/a/tasks"]
 
 
-def test_without_a_layer_everyone_is_nobody(settings: Settings, alice: Person) -> None:
+def test_unauthorized_without_authentication_backend(settings: Settings, alice: Person) -> None:
     with TestClient(create_app(settings)) as client:
         answer = client.get(alice.path, headers=alice.headers)
 
     assert (answer.status_code, answer.json()) == (401, error("Unauthorized"))
 
 
-def test_a_configured_backend_is_the_only_source(settings: Settings, alice: Person) -> None:
+def test_configured_backend_overrides_scope_user(settings: Settings, alice: Person) -> None:
     inner = create_app(settings, JWTBackend())
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -203,7 +203,7 @@ UNADDRESSABLE = ["", "x" * 256, "a/b", "a\0b", "a\ud800", "\udfff", ".", "..", 7
 
 
 @pytest.mark.parametrize("identity", UNADDRESSABLE, ids=ascii)
-def test_an_identity_that_no_path_can_address_is_nobodys(
+def test_unaddressable_identity_is_unauthorized(
     settings: Settings, caplog: pytest.LogCaptureFixture, identity: Any
 ) -> None:
     with TestClient(create_app(settings, Anyone(SimpleUser(identity)))) as client:
@@ -217,24 +217,24 @@ def test_an_identity_that_no_path_can_address_is_nobodys(
 
 
 @pytest.mark.parametrize("identity", ["x", "x" * 255, "...", ".a", "ü\n", "%2F"])
-def test_any_other_identity_is_somebodys(settings: Settings, identity: str) -> None:
+def test_addressable_identity_is_accepted(settings: Settings, identity: str) -> None:
     with TestClient(create_app(settings, Anyone(SimpleUser(identity)))) as client:
         assert client.get("/api/someone/tasks").status_code == 404
 
 
 class Named(UnauthenticatedUser):
-    """Knows who it would be."""
+    """Has an identity without being authenticated."""
 
     identity = "alice"
 
 
 @pytest.mark.parametrize("user", [UnauthenticatedUser(), Named()])
-def test_a_user_who_is_not_authenticated_is_nobody(settings: Settings, user: BaseUser) -> None:
+def test_unauthenticated_user_is_unauthorized(settings: Settings, user: BaseUser) -> None:
     with TestClient(create_app(settings, Anyone(user))) as client:
         assert client.get("/api/alice/tasks").status_code == 401
 
 
-def test_a_layer_that_crashes_is_the_services_fault_and_lets_nobody_in(
+def test_crashing_backend_is_answered_with_500(
     settings: Settings, alice: Person, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Crashing(AuthenticationBackend):
@@ -260,7 +260,7 @@ def test_a_layer_that_crashes_is_the_services_fault_and_lets_nobody_in(
         ("logging:Formatter", "has no authenticate()"),
     ],
 )
-def test_a_bad_import_string_stops_the_start_with_a_sentence(import_string: str, reason: str) -> None:
+def test_bad_import_string_aborts_the_start(import_string: str, reason: str) -> None:
     settings = settings_for("postgresql://nowhere/nothing", auth_backend=import_string)
 
     with pytest.raises(SettingsError) as caught:
@@ -272,6 +272,6 @@ def test_a_bad_import_string_stops_the_start_with_a_sentence(import_string: str,
     assert "\n" not in str(caught.value)
 
 
-def test_loading_gives_the_instance_itself() -> None:
+def test_load_backend_returns_the_instance() -> None:
     assert load_backend("tests.api.test_auth:INSTANCE") is INSTANCE
     assert load_backend("tests.api.test_auth:factory") is INSTANCE

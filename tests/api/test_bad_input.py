@@ -1,4 +1,4 @@
-"""Hostile requests: each has one specified answer, and none of them changes a task."""
+"""Invalid requests: each gets one specified error, and none changes a task."""
 
 import time
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ LONG = "1" * 1000
 
 @dataclass
 class Bad:
-    """A hostile request and the answer it gets. `{id}` in the path is a task of the one who asks."""
+    """An invalid request and the error it gets. `{id}` in the path stands for a task of the caller's own."""
 
     method: str
     path: str
@@ -119,13 +119,13 @@ TABLE = [
     *(Bad(method, path, 413, "Request body is too large", HUGE, headers)
       for headers in [JSON, {}, {"Content-Type": "text/plain"}]
       for method, path in [("POST", "?status=x"), ("PUT", "/{id}")]),
-    # What comes earlier hides what comes later.
+    # Of several faults, the first one checked is reported.
     Bad("PUT", "/0", 400, NO_ID, HUGE),
     Bad("PUT", "/0", 400, NO_ID, b"{broken", {}),
     Bad("PUT", "/{id}", 400, NOT_JSON, b"", {}),
     Bad("PUT", f"/{2**63 - 1}", 400, NO_FIELD, b"{}"),
     Bad("PUT", f"/{2**63 - 1}", 404, NO_TASK, b'{"title": "x"}'),
-    # Paths that only look like an operation's.
+    # Paths that resemble an operation's and match none.
     *(Bad(method, path, 404, "Not found")
       for path in ["/", "/{id}/", "/{id}/complete/", "/{id}/complete/x", "/{id}/completed", "%0A", "/{id}/complete%0A",
                    "/%2E%2E/tasks", "//{id}", "/1%2F2%2F3"]
@@ -136,14 +136,14 @@ TABLE = [
 ]  # fmt: skip
 
 
-def test_the_table_is_as_long_as_it_should_be() -> None:
+def test_table_has_over_sixty_requests() -> None:
     assert len(TABLE) > 60
 
 
 @pytest.mark.parametrize(
     "bad", TABLE, ids=lambda bad: f"{bad.method}{bad.path[:40]}-{(bad.body or b'')[:40]!r}-{bad.message[:20]}"
 )
-def test_a_hostile_request_gets_its_answer_and_changes_nothing(alice: Person, bad: Bad) -> None:
+def test_invalid_request_is_refused_without_effect(alice: Person, bad: Bad) -> None:
     task = alice.create(description="Two litres")
     before = alice.stored()
 
@@ -155,7 +155,7 @@ def test_a_hostile_request_gets_its_answer_and_changes_nothing(alice: Person, ba
 
 
 @pytest.mark.parametrize("nothing", [b"", None])
-def test_an_empty_body_is_no_json_whatever_its_type(alice: Person, nothing: bytes | None) -> None:
+def test_empty_body_is_invalid_json(alice: Person, nothing: bytes | None) -> None:
     for headers in ({}, {"Content-Type": "text/plain"}, JSON):
         answer = alice.ask("POST", content=nothing, headers=headers)
 
@@ -163,13 +163,13 @@ def test_an_empty_body_is_no_json_whatever_its_type(alice: Person, nothing: byte
 
 
 @pytest.mark.parametrize("depth", [100, 500])
-def test_nesting_that_is_not_deep_is_accepted(alice: Person, depth: int) -> None:
+def test_moderate_nesting_is_accepted(alice: Person, depth: int) -> None:
     body = b'{"title": "x", "n": ' + b"[" * depth + b"]" * depth + b"}"
 
     assert alice.ask("POST", content=body, headers=JSON).status_code == 201
 
 
-def test_no_body_takes_long_to_refuse(alice: Person) -> None:
+def test_hostile_body_is_refused_quickly(alice: Person) -> None:
     hostile = b"[" * 1001 + b'"' + b'\\"' * 31_900
 
     started = time.monotonic()
@@ -179,23 +179,23 @@ def test_no_body_takes_long_to_refuse(alice: Person) -> None:
     assert time.monotonic() - started < 1
 
 
-def test_brackets_in_a_text_do_not_nest(alice: Person) -> None:
+def test_brackets_in_strings_are_not_nesting(alice: Person) -> None:
     text = '["{' * 1500
 
     assert alice.create(description=text)["description"] == text
 
 
-def test_many_brackets_side_by_side_do_not_nest(alice: Person) -> None:
+def test_sibling_brackets_are_not_nesting(alice: Person) -> None:
     assert alice.ask("POST", json={"title": "x", "n": [[{}]] * 2000}).status_code == 201
 
 
-def test_a_lone_surrogate_in_an_ignored_field_is_not_looked_at(alice: Person) -> None:
+def test_ignored_fields_are_not_validated(alice: Person) -> None:
     body = b'{"title": "x", "\\ud800": "\\udfff", "status": "\\u0000"}'
 
     assert alice.ask("POST", content=body, headers=JSON).status_code == 201
 
 
-def test_the_largest_body_that_is_read(alice: Person) -> None:
+def test_body_limit_is_65536_bytes(alice: Person) -> None:
     body = b'{"title": "x"}'.ljust(65536)
 
     assert alice.ask("POST", content=body, headers=JSON).status_code == 201
@@ -203,28 +203,28 @@ def test_the_largest_body_that_is_read(alice: Person) -> None:
 
 
 @pytest.mark.parametrize("declared", ["65537", "9" * 5000])
-def test_a_declared_length_is_enough_to_be_refused(alice: Person, declared: str) -> None:
+def test_declared_length_over_limit_is_refused(alice: Person, declared: str) -> None:
     answer = alice.ask("POST", content=b"{}", headers={**JSON, "Content-Length": declared})
 
     assert (answer.status_code, answer.json()) == (413, error("Request body is too large"))
 
 
 @pytest.mark.parametrize("declared", ["10", "0", "-1", "²", "٣", "abc", "1_0"])
-def test_a_false_or_unreadable_length_is_not_believed(alice: Person, declared: str) -> None:
+def test_wrong_content_length_is_not_trusted(alice: Person, declared: str) -> None:
     headers: dict[str, Any] = {**JSON, "Content-Length": declared.encode()}
 
     assert alice.ask("POST", content=HUGE, headers=headers).status_code == 413
     assert alice.ask("POST", content=b'{"title": "x"}', headers=headers).status_code == 201
 
 
-def test_a_body_in_pieces_is_counted(alice: Person) -> None:
+def test_streamed_body_size_is_counted(alice: Person) -> None:
     pieces = [b'{"title": "', *[b"x" * 1000] * 100, b'"}']
 
     assert alice.ask("POST", content=iter(pieces), headers=JSON).status_code == 413
     assert alice.ask("POST", content=iter([b'{"title": ', b'"x"}']), headers=JSON).status_code == 201
 
 
-def test_two_content_types_must_agree(alice: Person) -> None:
+def test_repeated_content_types_must_agree(alice: Person) -> None:
     same = [("Content-Type", "application/json"), ("Content-Type", "application/json"), *alice.headers.items()]
     other = [("Content-Type", "application/json"), ("Content-Type", "text/plain"), *alice.headers.items()]
 

@@ -4,7 +4,7 @@ from tests.support.api import CheckedClient, Person, error
 from tests.support.crowd import crowd
 
 
-def test_nobody_completes_nothing(client: CheckedClient, alice: Person) -> None:
+def test_complete_requires_authentication(client: CheckedClient, alice: Person) -> None:
     task = alice.create()
 
     answer = client.patch(f"{alice.path}/{task['id']}/complete")
@@ -13,7 +13,7 @@ def test_nobody_completes_nothing(client: CheckedClient, alice: Person) -> None:
     assert alice.tasks() == [task]
 
 
-def test_under_someone_elses_path_there_is_no_task(client: CheckedClient, alice: Person, bob: Person) -> None:
+def test_complete_under_another_users_path_is_404(client: CheckedClient, alice: Person, bob: Person) -> None:
     task = bob.create()
 
     answer = client.patch(f"{bob.path}/{task['id']}/complete", headers=alice.headers)
@@ -22,7 +22,7 @@ def test_under_someone_elses_path_there_is_no_task(client: CheckedClient, alice:
     assert bob.tasks() == [task]
 
 
-def test_someone_elses_task_does_not_exist_under_my_path(alice: Person, bob: Person) -> None:
+def test_completing_another_users_task_is_404(alice: Person, bob: Person) -> None:
     task = bob.create()
 
     answer = alice.ask("PATCH", f"/{task['id']}/complete")
@@ -31,7 +31,7 @@ def test_someone_elses_task_does_not_exist_under_my_path(alice: Person, bob: Per
     assert bob.tasks() == [task]
 
 
-def test_only_the_status_changes_and_the_time(alice: Person) -> None:
+def test_complete_changes_status_and_updated_at(alice: Person) -> None:
     other = alice.create("another")
     task = alice.create(description="Two litres")
 
@@ -42,7 +42,7 @@ def test_only_the_status_changes_and_the_time(alice: Person) -> None:
     assert alice.tasks() == [completed, other]
 
 
-def test_repeating_it_changes_nothing(alice: Person) -> None:
+def test_repeated_complete_changes_nothing(alice: Person) -> None:
     task = alice.create()
 
     answers = [alice.ask("PATCH", f"/{task['id']}/complete") for _ in range(3)]
@@ -51,7 +51,7 @@ def test_repeating_it_changes_nothing(alice: Person) -> None:
     assert answers[0].content == answers[1].content == answers[2].content
 
 
-def test_repeating_it_in_parallel_changes_nothing(alice: Person) -> None:
+def test_parallel_completes_change_it_once(alice: Person) -> None:
     task = alice.create()
 
     with crowd(16) as threads:
@@ -63,7 +63,7 @@ def test_repeating_it_in_parallel_changes_nothing(alice: Person) -> None:
 
 
 @pytest.mark.parametrize("body", [b"{broken", b'{"status": "incomplete"}', b"x" * 200_000])
-def test_a_body_is_ignored(alice: Person, body: bytes) -> None:
+def test_complete_ignores_the_body(alice: Person, body: bytes) -> None:
     task = alice.create()
 
     answer = alice.ask("PATCH", f"/{task['id']}/complete", content=body)

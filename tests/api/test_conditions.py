@@ -1,4 +1,4 @@
-"""Entity tags, and the table of conditional requests: RFC 9110, sections 8.8.3, 13 and 15.4.5."""
+"""Entity tags and conditional requests (RFC 9110, sections 8.8.3, 13 and 15.4.5)."""
 
 import time
 from collections import Counter
@@ -27,7 +27,7 @@ def tag_of(person: Person, path: str = "") -> str:
 
 
 class TestETag:
-    def test_every_answer_that_carries_a_task_has_its_tag(self, alice: Person) -> None:
+    def test_responses_with_a_task_have_etag(self, alice: Person) -> None:
         created = alice.ask("POST", json={"title": "x"}, headers={"Idempotency-Key": "k"})
         path = f"/{created.json()['id']}"
 
@@ -40,7 +40,7 @@ class TestETag:
         assert "etag" not in alice.ask("DELETE", path).headers
         assert "etag" not in alice.ask("GET", path).headers
 
-    def test_it_is_strong(self, alice: Person) -> None:
+    def test_etag_is_strong(self, alice: Person) -> None:
         for path in ("", f"/{alice.create()['id']}"):
             tag = tag_of(alice, path)
             assert tag.startswith('"')
@@ -48,7 +48,7 @@ class TestETag:
             assert tag[1:-1].isascii()
             assert '"' not in tag[1:-1]
 
-    def test_it_changes_with_every_change_and_only_then(self, alice: Person) -> None:
+    def test_etag_changes_only_with_the_task(self, alice: Person) -> None:
         path = f"/{alice.create()['id']}"
         changes: list[tuple[str, str, Any]] = [
             *[("PUT", path, {"title": "same"})] * 3,
@@ -69,7 +69,7 @@ class TestETag:
         assert (tag_of(alice, path), tag_of(alice)) == completed
         assert len(set(seen)) == len({task for task, _ in seen}) == len({tasks for _, tasks in seen}) == 7
 
-    def test_a_list_has_another_with_every_task_that_comes_or_goes(self, alice: Person) -> None:
+    def test_list_etag_changes_with_its_tasks(self, alice: Person) -> None:
         empty = tag_of(alice)
         first = alice.create()
         one = tag_of(alice)
@@ -80,7 +80,7 @@ class TestETag:
         assert len({empty, one, two, tag_of(alice)}) == 4
         assert tag_of(alice, "?status=complete") == empty
 
-    def test_a_change_that_was_begun_before_another_shows_in_the_lists_tag(self, alice: Person) -> None:
+    def test_list_etag_shows_late_commit(self, alice: Person) -> None:
         early, late = alice.create()["id"], alice.create()["id"]
         with locked(alice.database_url, f"UPDATE tasks SET title = 'y', updated_at = now() WHERE id = {early}"):
             alice.ask("PUT", f"/{late}", json={"title": "y"})
@@ -88,7 +88,7 @@ class TestETag:
 
         assert tag_of(alice) != before
 
-    def test_two_tasks_never_share_one(self, alice: Person, bob: Person) -> None:
+    def test_tasks_never_share_an_etag(self, alice: Person, bob: Person) -> None:
         sql(
             alice.database_url,
             "INSERT INTO tasks (user_id, title, updated_at) SELECT u, 'x', 'epoch' FROM unnest($1::text[]) u",
@@ -98,7 +98,7 @@ class TestETag:
         assert len({tag_of(who, f"/{task['id']}") for who in (alice, bob) for task in who.tasks()}) == 3
 
 
-# What the header says, {} being the current tag, and whether the client then has what it asks for.
+# The lines of the header, with {} for the current tag, and whether the response is 304.
 IF_NONE_MATCH: list[tuple[list[str], bool]] = [
     (["{}"], True),
     (["W/{}"], True),
@@ -153,12 +153,12 @@ def test_if_none_match(alice: Person, values: list[str], *, known: bool) -> None
             assert not {"content-type", "content-length", "transfer-encoding", "last-modified"} & answer.headers.keys()
 
 
-def test_an_empty_list_is_something_to_have(alice: Person) -> None:
+def test_empty_list_can_be_not_modified(alice: Person) -> None:
     assert alice.ask("GET", headers={"If-None-Match": "*"}).status_code == 304
     assert alice.ask("GET", headers={"If-None-Match": tag_of(alice)}).status_code == 304
 
 
-def test_there_is_nothing_to_have_of_a_task_that_is_not_there(alice: Person, bob: Person) -> None:
+def test_missing_task_is_404_despite_if_none_match(alice: Person, bob: Person) -> None:
     task = bob.create()
     for tag in ("*", tag_of(bob, f"/{task['id']}")):
         answer = alice.ask("GET", f"/{task['id']}", headers={"If-None-Match": tag})
@@ -166,7 +166,7 @@ def test_there_is_nothing_to_have_of_a_task_that_is_not_there(alice: Person, bob
         assert (answer.status_code, answer.json()) == (404, NO_TASK)
 
 
-# What the header says, {} being the current tag, and whether the write may go on.
+# The lines of the header, with {} for the current tag, and whether the write is applied.
 IF_MATCH: list[tuple[list[str], bool]] = [
     *[(values, goes_on) for values, goes_on in IF_NONE_MATCH if values != ["W/{}"]],
     (["W/{}"], False),
@@ -192,7 +192,7 @@ def test_if_match(alice: Person, values: list[str], *, goes_on: bool) -> None:
 
 
 @writes
-def test_a_tag_is_good_for_one_change_of_its_own_task(alice: Person, method: str, end: str, body: Any) -> None:
+def test_if_match_takes_only_current_etag(alice: Person, method: str, end: str, body: Any) -> None:
     path, other = f"/{alice.create()['id']}", f"/{alice.create()['id']}"
     old = tag_of(alice, path)
     alice.ask("PUT", path, json={"title": "by another"})
@@ -223,7 +223,7 @@ def test_400_comes_before_412(alice: Person) -> None:
     assert alice.ask("PUT", "/0", json={"title": "x"}, headers={"If-Match": '"x"'}).status_code == 400
 
 
-def test_completing_a_completed_task_changes_nothing_and_its_tag_stays_good(alice: Person) -> None:
+def test_repeated_complete_keeps_the_etag(alice: Person) -> None:
     path = f"/{alice.create()['id']}"
     tag = alice.ask("PATCH", f"{path}/complete").headers["etag"]
 
@@ -233,7 +233,7 @@ def test_completing_a_completed_task_changes_nothing_and_its_tag_stays_good(alic
 
 
 @pytest.mark.parametrize("name", ["If-None-Match", "If-Unmodified-Since", "If-Modified-Since", "If-Range"])
-def test_writes_look_at_if_match_alone(alice: Person, name: str) -> None:
+def test_writes_evaluate_only_if_match(alice: Person, name: str) -> None:
     path = f"/{alice.create()['id']}"
 
     for method, end, body in WRITES:
@@ -242,19 +242,19 @@ def test_writes_look_at_if_match_alone(alice: Person, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["If-Match", "If-Unmodified-Since", "If-Modified-Since", "If-Range"])
-def test_reads_look_at_if_none_match_alone(alice: Person, name: str) -> None:
+def test_reads_evaluate_only_if_none_match(alice: Person, name: str) -> None:
     for path in ("", f"/{alice.create()['id']}"):
         assert alice.ask("GET", path, headers={name: '"x"'}).status_code == 200
         assert alice.ask("GET", path, headers={name: '"x"', "If-None-Match": tag_of(alice, path)}).status_code == 304
 
 
-def test_a_create_has_no_conditions(alice: Person) -> None:
+def test_create_ignores_conditional_headers(alice: Person) -> None:
     for name in ("If-Match", "If-None-Match"):
         assert alice.ask("POST", json={"title": "x"}, headers={name: "malformed"}).status_code == 201
 
 
 @pytest.mark.parametrize("value", ['"' * 60_001, '"x",' * 15_000 + "x", " \t" * 30_000 + "x", ", " * 30_000 + "W/"])
-def test_no_list_of_tags_takes_long_to_read(alice: Person, value: str) -> None:
+def test_hostile_etag_list_is_parsed_quickly(alice: Person, value: str) -> None:
     path = f"/{alice.create()['id']}"
 
     started = time.monotonic()
@@ -264,7 +264,7 @@ def test_no_list_of_tags_takes_long_to_read(alice: Person, value: str) -> None:
 
 
 @pytest.mark.parametrize("write", [WRITES[0], WRITES[2]], ids=["update", "delete"])
-def test_of_sixteen_writers_with_one_tag_one_succeeds(alice: Person, write: tuple[str, str, Any]) -> None:
+def test_one_of_sixteen_conditional_writers_succeeds(alice: Person, write: tuple[str, str, Any]) -> None:
     method, end, body = write
     refused = 412 if method == "PUT" else 404
     with crowd(16) as threads:
@@ -277,7 +277,7 @@ def test_of_sixteen_writers_with_one_tag_one_succeeds(alice: Person, write: tupl
             assert answers == {200 if method == "PUT" else 204: 1, refused: 15}
 
 
-def test_writers_that_read_again_after_412_lose_no_change(alice: Person) -> None:
+def test_retrying_after_412_loses_no_update(alice: Person) -> None:
     path = f"/{alice.create('0')['id']}"
 
     def count_up(_: int) -> None:
@@ -302,7 +302,7 @@ MEANWHILE: list[tuple[str, int]] = [
 
 @writes
 @pytest.mark.parametrize(("meanwhile", "status"), MEANWHILE)
-def test_what_happens_while_a_write_waits_decides_it(
+def test_conditional_write_sees_concurrent_commit(
     alice: Person, method: str, end: str, body: Any, meanwhile: str, status: int
 ) -> None:
     task_id = alice.create()["id"]
@@ -315,7 +315,7 @@ def test_what_happens_while_a_write_waits_decides_it(
     assert (answer.result().status_code, answer.result().json()) == (status, NO_TASK if status == 404 else CHANGED)
 
 
-def test_conditions_come_after_who_is_asking(client: CheckedClient, alice: Person, bob: Person) -> None:
+def test_authentication_comes_before_conditions(client: CheckedClient, alice: Person, bob: Person) -> None:
     path = f"{alice.path}/{alice.create()['id']}"
 
     for headers, status in (({}, 401), (bob.headers, 404)):

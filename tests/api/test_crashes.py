@@ -1,4 +1,4 @@
-"""Whatever a backend raises, its client is answered; what ends the request from outside is left alone."""
+"""Any exception of an authentication backend is answered with 500; cancelling a request from outside is not."""
 
 import asyncio
 import json
@@ -45,11 +45,11 @@ class Backend(AuthenticationBackend):
 
 
 class Request:
-    """One request to an application, by hand: a client would turn what the application raises into something else."""
+    """One ASGI request, without a client, which would replace the exceptions that the application raises."""
 
-    def __init__(self, backend: AuthenticationBackend, method: str = "GET", *, leaves: bool = False) -> None:
+    def __init__(self, backend: AuthenticationBackend, method: str = "GET", *, disconnects: bool = False) -> None:
         self.sent: list[Message] = []
-        self._leaves = leaves
+        self._disconnects = disconnects
         self._scope = {
             "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
             "path": "/api/alice/tasks", "raw_path": b"/api/alice/tasks", "query_string": b"", "root_path": "",
@@ -59,7 +59,7 @@ class Request:
         self._app = create_app(SETTINGS, backend)
 
     async def _receive(self) -> Message:
-        return {"type": "http.disconnect"} if self._leaves else {"type": "http.request", "body": b""}
+        return {"type": "http.disconnect"} if self._disconnects else {"type": "http.request", "body": b""}
 
     async def _send(self, message: Message) -> None:
         self.sent.append(message)
@@ -68,7 +68,7 @@ class Request:
         return self.serve().__await__()
 
     def serve(self) -> Coroutine[Any, Any, None]:
-        """Let the application serve it."""
+        """Run the application on this request."""
         return self._app(self._scope, self._receive, self._send)
 
     def assert_crashed(self) -> None:
@@ -82,7 +82,7 @@ class Request:
 
 
 @pytest.mark.parametrize("raised", RAISED, ids=lambda raised: type(raised).__name__)
-def test_what_a_backend_raises_is_answered(raised: BaseException, caplog: pytest.LogCaptureFixture) -> None:
+def test_any_backend_exception_is_answered_with_500(raised: BaseException, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "todo_api")
     request = Request(Backend(raised))
     passed_on = None
@@ -104,7 +104,7 @@ def test_what_a_backend_raises_is_answered(raised: BaseException, caplog: pytest
     assert line.getMessage().startswith("GET /api/{user_id}/tasks 500 ")
 
 
-def test_a_cancelled_request_stays_cancelled(caplog: pytest.LogCaptureFixture) -> None:
+def test_cancelled_request_stays_cancelled(caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> Request:
         backend = Backend()
         request = Request(backend)
@@ -119,8 +119,8 @@ def test_a_cancelled_request_stays_cancelled(caplog: pytest.LogCaptureFixture) -
     assert caplog.records == []
 
 
-def test_a_client_that_left_is_no_crash(caplog: pytest.LogCaptureFixture) -> None:
-    request = Request(BearerIsIdentity(), "POST", leaves=True)
+def test_client_disconnect_is_no_crash(caplog: pytest.LogCaptureFixture) -> None:
+    request = Request(BearerIsIdentity(), "POST", disconnects=True)
 
     asyncio.run(request.serve())
 
@@ -128,11 +128,11 @@ def test_a_client_that_left_is_no_crash(caplog: pytest.LogCaptureFixture) -> Non
     assert caplog.records == []
 
 
-def test_a_request_whose_loop_is_gone_sends_nothing() -> None:
+def test_closed_coroutine_sends_nothing() -> None:
     async def run() -> Request:
         request = Request(Backend())
         serving = request.serve()
-        serving.send(None)  # until it waits
+        serving.send(None)  # run it up to its first suspension
         serving.close()
         return request
 

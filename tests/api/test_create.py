@@ -13,7 +13,7 @@ from todo_api.settings import Settings
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
 
-def test_nobody_creates_nothing(client: CheckedClient, alice: Person) -> None:
+def test_create_requires_authentication(client: CheckedClient, alice: Person) -> None:
     answer = client.post(alice.path, json={"title": "Buy milk"})
 
     assert (answer.status_code, answer.json()) == (401, error("Unauthorized"))
@@ -21,14 +21,14 @@ def test_nobody_creates_nothing(client: CheckedClient, alice: Person) -> None:
     assert alice.stored() == []
 
 
-def test_under_someone_elses_path_there_is_no_user(client: CheckedClient, alice: Person, bob: Person) -> None:
+def test_create_under_another_users_path_is_404(client: CheckedClient, alice: Person, bob: Person) -> None:
     answer = client.post(bob.path, json={"title": "Buy milk"}, headers=alice.headers)
 
     assert (answer.status_code, answer.json()) == (404, error("User not found"))
     assert alice.stored() == bob.stored() == []
 
 
-def test_a_task_comes_back_whole(alice: Person) -> None:
+def test_create_returns_the_whole_task(alice: Person) -> None:
     before = datetime.now(UTC)
 
     answer = alice.ask("POST", json={"title": "Buy milk", "description": "Two litres"})
@@ -51,14 +51,14 @@ def test_a_task_comes_back_whole(alice: Person) -> None:
     assert alice.ask("GET", f"/{task['id']}").json() == task
 
 
-def test_the_description_may_be_absent_or_null(alice: Person) -> None:
+def test_description_may_be_absent_or_null(alice: Person) -> None:
     assert alice.create("one")["description"] is None
     assert alice.create("two", description=None)["description"] is None
     assert alice.create("three", description="")["description"] == ""
 
 
 @pytest.mark.parametrize("length", ["13", "0013", "0" * 30 + "13"])
-def test_a_length_may_begin_with_zeros(alice: Person, length: str) -> None:
+def test_content_length_may_have_leading_zeros(alice: Person, length: str) -> None:
     answer = alice.ask("POST", content=b'{"title":"x"}', headers={**JSON, "Content-Length": length})
 
     assert answer.status_code == 201
@@ -84,18 +84,18 @@ def test_unknown_fields_are_ignored(alice: Person) -> None:
         "e\u0301 \u202e right to left",
     ],
 )
-def test_texts_are_stored_exactly_as_sent(alice: Person, text: str) -> None:
+def test_text_is_stored_exactly_as_sent(alice: Person, text: str) -> None:
     task = alice.create(text, description=text)
 
     assert (task["title"], task["description"]) == (text, text)
     assert [(row["title"], row["description"]) for row in alice.stored()] == [(text, text)]
 
 
-def test_the_longest_description_fits(alice: Person) -> None:
+def test_description_of_5000_characters_is_accepted(alice: Person) -> None:
     assert alice.create(description="\U0001f95b" * 5000)["description"] == "\U0001f95b" * 5000
 
 
-def test_a_doubled_key_counts_the_last_time(alice: Person) -> None:
+def test_last_duplicate_json_key_wins(alice: Person) -> None:
     answer = alice.ask("POST", content=b'{"title": "first", "title": "last"}', headers=JSON)
 
     assert answer.json()["title"] == "last"
@@ -104,7 +104,7 @@ def test_a_doubled_key_counts_the_last_time(alice: Person) -> None:
 @pytest.mark.parametrize(
     "content_type", ["application/json; charset=utf-8", "Application/JSON", "application/json ;x=y"]
 )
-def test_case_and_parameters_of_the_content_type_are_ignored(alice: Person, content_type: str) -> None:
+def test_content_type_case_and_parameters_ignored(alice: Person, content_type: str) -> None:
     answer = alice.ask("POST", content=b'{"title": "x"}', headers={"Content-Type": content_type})
 
     assert answer.status_code == 201
@@ -117,7 +117,7 @@ def test_ids_grow_and_are_never_reused(alice: Person) -> None:
     assert 0 < first < second < alice.create()["id"]
 
 
-def test_a_deleted_account_is_nobody(alice: Person) -> None:
+def test_create_for_deleted_account_is_unauthorized(alice: Person) -> None:
     sql(alice.database_url, 'DELETE FROM "user" WHERE id = $1', alice.id)
 
     answer = alice.ask("POST", json={"title": "Buy milk"})
@@ -127,7 +127,7 @@ def test_a_deleted_account_is_nobody(alice: Person) -> None:
 
 
 @pytest.mark.parametrize("user_id", ["auth0|", "a b+c@example.com", "ünï", "a?b#c;d=e", "日本", "x" * 200])
-def test_the_location_leads_to_the_task_whatever_the_user_is_called(person: PersonMaker, user_id: str) -> None:
+def test_location_works_for_any_user_id(person: PersonMaker, user_id: str) -> None:
     someone = person(user_id + uuid.uuid4().hex)
 
     answer = someone.ask("POST", json={"title": "x"})
@@ -138,7 +138,7 @@ def test_the_location_leads_to_the_task_whatever_the_user_is_called(person: Pers
     assert someone.client.get(answer.headers["location"], headers=someone.headers).json() == answer.json()
 
 
-def test_the_location_stands_under_the_root_path(settings: Settings, alice: Person) -> None:
+def test_location_includes_the_root_path(settings: Settings, alice: Person) -> None:
     with TestClient(create_app(settings, BearerIsIdentity()), root_path="/v1/to do") as client:
         answer = client.post(f"/v1/to do{alice.path}", json={"title": "x"}, headers=alice.headers)
 

@@ -1,7 +1,7 @@
 from tests.support.api import CheckedClient, Person, error
 
 
-def test_nobody_deletes_nothing(client: CheckedClient, alice: Person) -> None:
+def test_delete_requires_authentication(client: CheckedClient, alice: Person) -> None:
     task = alice.create()
 
     answer = client.delete(f"{alice.path}/{task['id']}")
@@ -10,7 +10,7 @@ def test_nobody_deletes_nothing(client: CheckedClient, alice: Person) -> None:
     assert alice.tasks() == [task]
 
 
-def test_under_someone_elses_path_there_is_no_task(client: CheckedClient, alice: Person, bob: Person) -> None:
+def test_delete_under_another_users_path_is_404(client: CheckedClient, alice: Person, bob: Person) -> None:
     task = bob.create()
 
     answer = client.delete(f"{bob.path}/{task['id']}", headers=alice.headers)
@@ -19,7 +19,7 @@ def test_under_someone_elses_path_there_is_no_task(client: CheckedClient, alice:
     assert bob.tasks() == [task]
 
 
-def test_someone_elses_task_does_not_exist_under_my_path(alice: Person, bob: Person) -> None:
+def test_deleting_another_users_task_is_404(alice: Person, bob: Person) -> None:
     task = bob.create()
 
     answer = alice.ask("DELETE", f"/{task['id']}")
@@ -28,7 +28,7 @@ def test_someone_elses_task_does_not_exist_under_my_path(alice: Person, bob: Per
     assert bob.tasks() == [task]
 
 
-def test_the_task_is_gone_and_the_others_stay(alice: Person) -> None:
+def test_delete_removes_only_that_task(alice: Person) -> None:
     other, task = alice.create("another"), alice.create()
 
     answer = alice.ask("DELETE", f"/{task['id']}")
@@ -39,7 +39,7 @@ def test_the_task_is_gone_and_the_others_stay(alice: Person) -> None:
     assert alice.tasks() == [other]
 
 
-def test_a_second_time_it_is_not_found(alice: Person) -> None:
+def test_deleting_twice_is_404(alice: Person) -> None:
     task = alice.create()
     alice.ask("DELETE", f"/{task['id']}")
 

@@ -1,4 +1,4 @@
-"""The documentation page: everything on it comes from the service, and a setting takes it away."""
+"""The documentation page: it loads nothing from other hosts, and a setting disables it."""
 
 import re
 from base64 import b64encode
@@ -13,7 +13,7 @@ from todo_api.main import create_app
 from todo_api.settings import Settings
 
 
-def test_all_that_the_page_loads_is_the_services_own(client: CheckedClient) -> None:
+def test_page_loads_only_from_the_service(client: CheckedClient) -> None:
     page = client.get("/docs").text
 
     loaded = re.findall(r"""(?:src=|href=|url: )["']([^"']+)""", page)
@@ -23,7 +23,7 @@ def test_all_that_the_page_loads_is_the_services_own(client: CheckedClient) -> N
     assert "//" not in page.replace("<!--", "")
 
 
-def test_the_page_may_run_nothing_but_that(client: CheckedClient) -> None:
+def test_page_has_strict_content_security_policy(client: CheckedClient) -> None:
     answer = client.get("/docs")
 
     [inline] = re.findall("<script>(.*?)</script>", answer.text, re.DOTALL)
@@ -42,7 +42,7 @@ def test_the_page_may_run_nothing_but_that(client: CheckedClient) -> None:
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-def test_the_document_names_the_root_path(settings: Settings) -> None:
+def test_openapi_document_names_root_path(settings: Settings) -> None:
     document = TestClient(create_app(settings), root_path="/todo").get("/todo/openapi.json").json()
 
     assert document["servers"] == [{"url": "/todo"}]
@@ -50,7 +50,7 @@ def test_the_document_names_the_root_path(settings: Settings) -> None:
 
 @pytest.mark.parametrize("path", ["/docs", "/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js", "/openapi.json"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_switched_off_it_is_not_there(settings: Settings, method: str, path: str) -> None:
+def test_disabled_docs_are_not_found(settings: Settings, method: str, path: str) -> None:
     app = create_app(settings.model_copy(update={"docs_enabled": False}))
 
     answer = TestClient(app).request(method, path)

@@ -1,4 +1,4 @@
-"""One body shape for every failure, on every path, with CORS headers; and nothing that gives anything away."""
+"""One body shape for every error, on every path, with CORS headers and without internal details."""
 
 import logging
 from typing import Any
@@ -49,7 +49,7 @@ PATHS = [
 
 @pytest.mark.parametrize(("method", "path", "status", "message"), PATHS)
 @pytest.mark.parametrize("credentials", [{}, {"Authorization": "Bearer x/y"}])
-def test_every_path_to_an_error(
+def test_error_for_method_and_path(
     client: CheckedClient, credentials: dict[str, str], method: str, path: str, status: int, message: str
 ) -> None:
     answer = client.request(method, path, headers={"Origin": ORIGIN, **credentials})
@@ -71,7 +71,7 @@ def test_every_path_to_an_error(
         ("/docs", "GET"),
     ],
 )
-def test_a_405_names_every_method_of_the_path(client: CheckedClient, path: str, methods: str) -> None:
+def test_405_allow_lists_every_method(client: CheckedClient, path: str, methods: str) -> None:
     assert client.request("BREW", path).headers["allow"] == methods
 
 
@@ -83,9 +83,7 @@ def test_400_404_and_413_carry_cors_headers(alice: Person) -> None:
     assert_error(alice.ask("POST", content=b"x" * 70_000, headers=headers), 413, "Request body is too large")
 
 
-def test_a_crash_is_a_500_with_everything_and_its_cause_is_logged(
-    settings: Settings, alice: Person, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_crash_is_500_and_logged(settings: Settings, alice: Person, caplog: pytest.LogCaptureFixture) -> None:
     app = create_app(settings, BearerIsIdentity())
 
     async def crash(*_: object, **__: object) -> str:
@@ -103,7 +101,7 @@ def test_a_crash_is_a_500_with_everything_and_its_cause_is_logged(
     assert "ZeroDivisionError: the cause" in caplog.text
 
 
-def test_a_crash_of_an_added_middleware_has_the_error_shape_too(settings: Settings) -> None:
+def test_middleware_crash_has_error_shape(settings: Settings) -> None:
     app = create_app(settings)
 
     class Crashing:
@@ -118,7 +116,7 @@ def test_a_crash_of_an_added_middleware_has_the_error_shape_too(settings: Settin
     assert (answer.status_code, answer.json()) == (500, error("Internal server error"))
 
 
-def test_a_failing_statement_is_a_500_without_its_sql(
+def test_failing_statement_is_500_without_details(
     alice: Person, caplog: pytest.LogCaptureFixture, client: CheckedClient
 ) -> None:
     sql(alice.database_url, "ALTER TABLE tasks RENAME COLUMN title TO heading")
@@ -134,7 +132,7 @@ def test_a_failing_statement_is_a_500_without_its_sql(
     assert (ready.status_code, ready.json()) == (503, error("Service is not ready"))
 
 
-def test_a_websockets_handshake_has_the_error_shape(settings: Settings) -> None:
+def test_websocket_handshake_has_error_shape(settings: Settings) -> None:
     with (
         pytest.raises(WebSocketDenialResponse) as denied,
         TestClient(create_app(settings)).websocket_connect("/api/alice/tasks"),
@@ -165,7 +163,7 @@ class TestWithoutADatabase:
             ("PATCH", "/1/complete", None),
         ],
     )
-    def test_each_operation_is_a_500_that_says_when_to_retry(
+    def test_operations_are_500_with_retry_after(
         self,
         client: CheckedClient,
         headers: dict[str, str],
@@ -183,9 +181,7 @@ class TestWithoutADatabase:
         assert "ConnectionRefusedError" in lines[0]
         assert "pa55word" not in caplog.text
 
-    def test_refused_requests_are_answered_because_they_need_none(
-        self, client: CheckedClient, headers: dict[str, str]
-    ) -> None:
+    def test_refused_requests_need_no_database(self, client: CheckedClient, headers: dict[str, str]) -> None:
         assert_error(client.get("/api/alice/tasks", headers={"Origin": ORIGIN}), 401, "Unauthorized")
         assert_error(client.get("/api/bob/tasks", headers=headers), 404, "User not found")
         assert_error(client.get("/api/bob/tasks/1", headers=headers), 404, "Task not found")
@@ -193,7 +189,7 @@ class TestWithoutADatabase:
         assert_error(client.post("/api/alice/tasks", content=b"{}", headers=headers), 400, "Title is required")
         assert_error(client.put("/api/alice/tasks", headers=headers), 405, "Method not allowed")
 
-    def test_the_process_lives_but_is_not_ready(self, client: CheckedClient) -> None:
+    def test_service_is_live_but_not_ready(self, client: CheckedClient) -> None:
         assert client.get("/health/live").json() == {"status": "ok"}
         answer = client.get("/health/ready", headers={"Origin": ORIGIN})
 

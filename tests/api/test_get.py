@@ -6,7 +6,7 @@ from todo_api.main import create_app
 from todo_api.settings import Settings
 
 
-def test_nobody_gets_nothing(client: CheckedClient, alice: Person) -> None:
+def test_get_requires_authentication(client: CheckedClient, alice: Person) -> None:
     task = alice.create()
 
     answer = client.get(f"{alice.path}/{task['id']}")
@@ -15,7 +15,7 @@ def test_nobody_gets_nothing(client: CheckedClient, alice: Person) -> None:
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
-def test_under_someone_elses_path_there_is_no_task(client: CheckedClient, alice: Person, bob: Person) -> None:
+def test_get_under_another_users_path_is_404(client: CheckedClient, alice: Person, bob: Person) -> None:
     task = bob.create()
 
     answer = client.get(f"{bob.path}/{task['id']}", headers=alice.headers)
@@ -23,7 +23,7 @@ def test_under_someone_elses_path_there_is_no_task(client: CheckedClient, alice:
     assert (answer.status_code, answer.json()) == (404, error("Task not found"))
 
 
-def test_a_task_is_got_as_it_was_created(alice: Person) -> None:
+def test_get_returns_the_created_task(alice: Person) -> None:
     task = alice.create(description="Two litres")
 
     answer = alice.ask("GET", f"/{task['id']}")
@@ -31,7 +31,7 @@ def test_a_task_is_got_as_it_was_created(alice: Person) -> None:
     assert (answer.status_code, answer.json()) == (200, task)
 
 
-def test_someone_elses_a_deleted_and_an_unheard_of_task_are_all_the_same(alice: Person, bob: Person) -> None:
+def test_foreign_deleted_and_unknown_tasks_look_alike(alice: Person, bob: Person) -> None:
     deleted = alice.create()
     alice.ask("DELETE", f"/{deleted['id']}")
 
@@ -43,7 +43,7 @@ def test_someone_elses_a_deleted_and_an_unheard_of_task_are_all_the_same(alice: 
 
 
 @pytest.mark.parametrize("time_zone", ["Asia/Kathmandu", "America/St_Johns"])
-def test_times_are_utc_whatever_the_databases_time_zone(settings: Settings, alice: Person, time_zone: str) -> None:
+def test_times_are_utc_in_any_time_zone(settings: Settings, alice: Person, time_zone: str) -> None:
     task = alice.create()
     name = sql(alice.database_url, "SELECT current_database() AS name")[0]["name"]
     sql(alice.database_url, f"ALTER DATABASE {name} SET timezone TO '{time_zone}'")

@@ -12,7 +12,7 @@ ORIGIN = "https://app.example.com"
 
 @pytest.mark.parametrize("path", ["", "/1", "/x", "/1/nothing"])
 @pytest.mark.parametrize("anonymous", [True, False])
-def test_every_answer_of_the_api_is_private_and_fresh(alice: Person, path: str, *, anonymous: bool) -> None:
+def test_api_responses_are_private_no_cache(alice: Person, path: str, *, anonymous: bool) -> None:
     headers = {} if anonymous else alice.headers
 
     answer = alice.client.get(alice.path + path, headers=headers)
@@ -22,12 +22,12 @@ def test_every_answer_of_the_api_is_private_and_fresh(alice: Person, path: str, 
     assert "Authorization" in answer.headers["vary"].split(", ")
 
 
-def test_other_paths_are_not_private(client: CheckedClient) -> None:
+def test_other_paths_have_no_cache_control(client: CheckedClient) -> None:
     assert "cache-control" not in client.get("/health/live").headers
 
 
 class TestCors:
-    def test_an_allowed_origin_may_read_every_answer(self, alice: Person) -> None:
+    def test_allowed_origin_gets_cors_headers(self, alice: Person) -> None:
         answer = alice.ask("GET", headers={"Origin": ORIGIN})
 
         assert answer.headers["access-control-allow-origin"] == ORIGIN
@@ -40,14 +40,14 @@ class TestCors:
     @pytest.mark.parametrize(
         "origin", ["https://evil.example", "null", ORIGIN + ".evil.example", "http://app.example.com"]
     )
-    def test_another_origin_may_not(self, alice: Person, origin: str) -> None:
+    def test_other_origin_gets_no_cors_headers(self, alice: Person, origin: str) -> None:
         answer = alice.ask("GET", headers={"Origin": origin})
 
         assert answer.status_code == 200
         assert "access-control-allow-origin" not in answer.headers
 
     @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE"])
-    def test_a_preflight_is_answered_to_anyone_and_may_be_kept(self, client: CheckedClient, method: str) -> None:
+    def test_preflight_requires_no_authentication(self, client: CheckedClient, method: str) -> None:
         asked = "authorization, content-type, if-match, if-none-match, idempotency-key, x-request-id"
         answer = client.options(
             "/api/alice/tasks",
@@ -71,7 +71,7 @@ class TestCors:
             (ORIGIN, "GET", "x-evil"),
         ],
     )
-    def test_a_refused_preflight_has_the_error_shape(
+    def test_refused_preflight_has_error_shape(
         self, client: CheckedClient, origin: str, method: str, header: str
     ) -> None:
         answer = client.options(
@@ -90,7 +90,7 @@ class TestCors:
         assert ("access-control-allow-origin" in answer.headers) == (origin == ORIGIN)
         assert "evil" not in answer.text.lower()
 
-    def test_without_configuration_no_origin_is_allowed(self) -> None:
+    def test_no_origin_is_allowed_by_default(self) -> None:
         client = TestClient(create_app(settings_for("postgresql://nowhere/nothing")))
 
         answer = client.get("/nothing", headers={"Origin": "http://localhost:3000"})
@@ -101,13 +101,13 @@ class TestCors:
 
 class TestRequestId:
     @pytest.mark.parametrize("request_id", ["a", "A-z_0.9", "x" * 128])
-    def test_a_sane_one_is_echoed(self, client: CheckedClient, request_id: str) -> None:
+    def test_valid_request_id_is_echoed(self, client: CheckedClient, request_id: str) -> None:
         answer = client.get("/health/live", headers={"X-Request-ID": request_id})
 
         assert answer.headers.get_list("x-request-id") == [request_id]
 
     @pytest.mark.parametrize("request_id", ["", "x" * 129, "a b", "a\tb", "é", "a;b", "<b>"])
-    def test_another_one_is_replaced(self, client: CheckedClient, request_id: str) -> None:
+    def test_invalid_request_id_is_replaced(self, client: CheckedClient, request_id: str) -> None:
         made = client.get("/health/live", headers={b"X-Request-ID": request_id.encode()}).headers["x-request-id"]
 
         assert re.fullmatch("[0-9a-f]{32}", made)

@@ -6,14 +6,14 @@ from tests.support.postgres import sql
 
 
 @pytest.mark.parametrize("path", ["/health/live", "/health/ready"])
-def test_a_healthy_service_says_so_to_anyone(client: CheckedClient, path: str) -> None:
+def test_health_requires_no_authentication(client: CheckedClient, path: str) -> None:
     answer = client.get(path)
 
     assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
     assert client.head(path).status_code == 200
 
 
-def test_a_newer_schema_is_fine(client: CheckedClient, database_url: str) -> None:
+def test_ready_with_an_unknown_column(client: CheckedClient, database_url: str) -> None:
     sql(database_url, "ALTER TABLE tasks ADD COLUMN priority int")
     try:
         assert client.get("/health/ready").status_code == 200
@@ -22,7 +22,7 @@ def test_a_newer_schema_is_fine(client: CheckedClient, database_url: str) -> Non
 
 
 @pytest.mark.parametrize("column", [column.name for column in SQLModel.metadata.tables["tasks"].columns])
-def test_a_schema_without_a_column_in_use_is_not(client: CheckedClient, database_url: str, column: str) -> None:
+def test_not_ready_without_a_used_column(client: CheckedClient, database_url: str, column: str) -> None:
     sql(database_url, f"ALTER TABLE tasks RENAME COLUMN {column} TO elsewhere")
     try:
         assert client.get("/health/ready").status_code == 503

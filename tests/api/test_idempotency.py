@@ -1,4 +1,4 @@
-"""The same create again, one after the other and at once: one task, and every answer tells of it."""
+"""Creates repeated with one `Idempotency-Key`, in sequence and in parallel: one task, returned each time."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ def create(person: Person, key: str, **fields: Any) -> httpx2.Response:
     return person.ask("POST", json={"title": "Buy milk", **fields}, headers={"Idempotency-Key": key})
 
 
-def test_the_first_request_creates_and_the_same_again_answers_with_its_task(alice: Person) -> None:
+def test_repeated_create_returns_the_first_task(alice: Person) -> None:
     first = create(alice, "k")
     again = create(alice, "k")
 
@@ -36,7 +36,7 @@ def test_the_first_request_creates_and_the_same_again_answers_with_its_task(alic
     assert alice.tasks() == [first.json()]
 
 
-def test_the_task_is_answered_as_it_now_is(alice: Person) -> None:
+def test_replay_returns_the_current_task(alice: Person) -> None:
     task = create(alice, "k").json()
     changed = alice.ask("PUT", f"/{task['id']}", json={"title": "Buy tea", "status": "complete"}).json()
 
@@ -55,9 +55,7 @@ def test_the_task_is_answered_as_it_now_is(alice: Person) -> None:
         ({"title": "é"}, {"title": "e\u0301"}),
     ],
 )
-def test_another_title_or_description_is_a_conflict(
-    alice: Person, first: dict[str, Any], other: dict[str, Any]
-) -> None:
+def test_key_with_other_fields_is_409(alice: Person, first: dict[str, Any], other: dict[str, Any]) -> None:
     task = create(alice, "k", **first).json()
 
     answer = create(alice, "k", **other)
@@ -78,7 +76,7 @@ def test_fingerprints_survive_a_new_optional_field(alice: Person) -> None:
     assert fingerprint({**fields, "later": "x"}) not in (version_1_0, fingerprint({**fields, "other": "x"}))
 
 
-def test_the_request_is_compared_and_not_the_task_as_it_now_is(alice: Person) -> None:
+def test_replay_compares_the_original_request(alice: Person) -> None:
     task = create(alice, "k").json()
     alice.ask("PUT", f"/{task['id']}", json={"title": "Buy tea"})
 
@@ -86,26 +84,26 @@ def test_the_request_is_compared_and_not_the_task_as_it_now_is(alice: Person) ->
     assert create(alice, "k").status_code == 201
 
 
-def test_what_is_ignored_is_not_compared(alice: Person) -> None:
+def test_ignored_fields_are_not_compared(alice: Person) -> None:
     task = create(alice, "k", status="complete").json()
 
     assert create(alice, "k", description=None, priority=1).json() == task
 
 
-def test_keys_are_each_users_own(alice: Person, bob: Person) -> None:
+def test_keys_are_scoped_to_owner(alice: Person, bob: Person) -> None:
     mine, theirs = create(alice, "k"), create(bob, "k", title="Something else")
 
     assert "idempotency-replayed" not in theirs.headers
     assert (alice.tasks(), bob.tasks()) == ([mine.json()], [theirs.json()])
 
 
-def test_keys_differ_to_the_letter(alice: Person) -> None:
+def test_keys_are_compared_exactly(alice: Person) -> None:
     ids = {create(alice, key).json()["id"] for key in ("k", "K", '"k"', "k,k", "x" * 255, "!~")}
 
     assert len(ids) == 6
 
 
-def test_a_key_lives_as_long_as_its_task(alice: Person) -> None:
+def test_deleting_a_task_frees_its_key(alice: Person) -> None:
     task = create(alice, "k").json()
     alice.ask("DELETE", f"/{task['id']}")
 
@@ -116,11 +114,11 @@ def test_a_key_lives_as_long_as_its_task(alice: Person) -> None:
     assert "idempotency-replayed" not in again.headers
 
 
-def test_without_a_key_every_request_makes_a_task(alice: Person) -> None:
+def test_create_without_key_always_creates(alice: Person) -> None:
     assert len({alice.create()["id"] for _ in range(3)} | {create(alice, "k").json()["id"]}) == 4
 
 
-def test_a_deleted_account_is_nobody(alice: Person) -> None:
+def test_keyed_create_for_deleted_account_is_unauthorized(alice: Person) -> None:
     create(alice, "k")
     sql(alice.database_url, 'DELETE FROM "user" WHERE id = $1', alice.id)
 
@@ -132,14 +130,14 @@ def test_a_deleted_account_is_nobody(alice: Person) -> None:
 @pytest.mark.parametrize(
     "key", [b"", b"x" * 256, b"a b", b"a\tb", "é".encode(), b"\x7f", b" ", "\xa0".encode("latin-1")]
 )
-def test_a_key_that_is_not_visible_ascii_or_too_long_is_refused(alice: Person, key: bytes) -> None:
+def test_invalid_key_is_refused(alice: Person, key: bytes) -> None:
     answer = alice.ask("POST", json={"title": "x"}, headers={b"Idempotency-Key": key})
 
     assert (answer.status_code, answer.json()) == (400, INVALID)
     assert alice.stored() == []
 
 
-def test_two_keys_are_refused(alice: Person) -> None:
+def test_two_key_headers_are_refused(alice: Person) -> None:
     for keys in (["a", "b"], ["a", "a"], ["a", ""]):
         headers = [*alice.headers.items(), *[("Idempotency-Key", key) for key in keys]]
         answer = alice.client.post(alice.path, json={"title": "x"}, headers=headers)
@@ -147,7 +145,7 @@ def test_two_keys_are_refused(alice: Person) -> None:
         assert (answer.status_code, answer.json()) == (400, INVALID)
 
 
-def test_the_key_comes_after_the_length_and_before_the_body(alice: Person) -> None:
+def test_checks_length_then_key_then_body(alice: Person) -> None:
     bad_key = {"Idempotency-Key": ""}
 
     assert alice.ask("POST", content=b"x" * 70_000, headers=bad_key).status_code == 413
@@ -158,14 +156,14 @@ def test_the_key_comes_after_the_length_and_before_the_body(alice: Person) -> No
     )
 
 
-def test_other_operations_take_no_key(alice: Person) -> None:
+def test_other_operations_ignore_the_key(alice: Person) -> None:
     task = alice.create()
 
     for method, path in (("GET", ""), ("GET", f"/{task['id']}"), ("PATCH", f"/{task['id']}/complete")):
         assert alice.ask(method, path, headers={"Idempotency-Key": ""}).status_code == 200
 
 
-def test_a_create_that_is_still_under_way_is_waited_for(alice: Person) -> None:
+def test_replay_waits_for_concurrent_create(alice: Person) -> None:
     theirs = f"""INSERT INTO tasks (user_id, title, idempotency_key, idempotency_fingerprint)
         VALUES ('{alice.id}', 'x', 'k', sha256('["x", null]'))"""
 
@@ -182,9 +180,7 @@ ROUNDS, PARALLEL = 200, 32
 Answer = tuple[int, bool, dict[str, Any]]  # the status, whether it was replayed, and the task
 
 
-def test_in_hundreds_of_rounds_32_parallel_creates_with_one_key_make_one_task(
-    settings: Settings, alice: Person
-) -> None:
+def test_parallel_keyed_creates_create_one_task(settings: Settings, alice: Person) -> None:
     app = create_app(settings.model_copy(update={"pool_size": 16}), BearerIsIdentity())
 
     async def ask(n: int) -> Answer:
@@ -224,7 +220,7 @@ def test_in_hundreds_of_rounds_32_parallel_creates_with_one_key_make_one_task(
 
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
-def test_a_database_of_stricter_isolation_answers_the_same(settings: Settings, alice: Person, isolation: str) -> None:
+def test_keyed_create_under_stricter_isolation(settings: Settings, alice: Person, isolation: str) -> None:
     name = sql(alice.database_url, "SELECT current_database() AS name")[0]["name"]
     sql(alice.database_url, f"ALTER DATABASE {name} SET default_transaction_isolation TO '{isolation}'")
     try:

@@ -1,4 +1,4 @@
-"""The document: what it says, to the letter. That answers keep to it is checked with every request of the suite."""
+"""The contents of the OpenAPI document. `CheckedClient` validates the responses of the whole suite against it."""
 
 import json
 from typing import Any
@@ -39,22 +39,22 @@ def operation(document: dict[str, Any], path: str, method: str) -> dict[str, Any
     return found
 
 
-def test_the_one_in_the_repository_is_this_one(document: dict[str, Any]) -> None:
+def test_committed_openapi_json_is_current(document: dict[str, Any]) -> None:
     assert json.loads(WRITTEN.read_text()) == document, "make openapi writes it anew"
 
 
-def test_it_is_openapi_3_1(document: dict[str, Any]) -> None:
+def test_document_is_openapi_3_1(document: dict[str, Any]) -> None:
     assert document["openapi"].startswith("3.1.")
 
 
-def test_its_limits_are_whole_numbers(client: CheckedClient) -> None:
+def test_limits_are_whole_numbers(client: CheckedClient) -> None:
     text = client.get("/openapi.json").text
 
     assert text.count('"maximum":9223372036854775807') == 5, "four paths with an id, and a task"
     assert ".0" not in text.replace('"3.1.0"', "").replace('"1.0.0"', "")
 
 
-def test_its_operations_are_the_six_with_exactly_their_codes(document: dict[str, Any]) -> None:
+def test_operations_have_exactly_their_codes(document: dict[str, Any]) -> None:
     described = {
         (path, method): (operation["operationId"], set(operation["responses"]))
         for path, operations in document["paths"].items()
@@ -65,7 +65,7 @@ def test_its_operations_are_the_six_with_exactly_their_codes(document: dict[str,
 
 
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
-def test_every_code_has_its_schema(document: dict[str, Any], path: str, method: str) -> None:
+def test_every_status_code_has_schema(document: dict[str, Any], path: str, method: str) -> None:
     def reference(name: str) -> dict[str, str]:
         return {"$ref": f"#/components/schemas/{name}"}
 
@@ -93,7 +93,7 @@ def test_every_code_has_its_schema(document: dict[str, Any], path: str, method: 
 
 
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
-def test_its_parameters_have_their_limits(document: dict[str, Any], path: str, method: str) -> None:
+def test_parameters_have_their_limits(document: dict[str, Any], path: str, method: str) -> None:
     parameters = {parameter["name"]: parameter for parameter in operation(document, path, method)["parameters"]}
 
     assert parameters["user_id"]["schema"] == {"type": "string", "minLength": 1, "maxLength": 255}
@@ -106,20 +106,20 @@ def test_its_parameters_have_their_limits(document: dict[str, Any], path: str, m
 
 
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
-def test_what_only_the_service_can_make_is_told_in_words(document: dict[str, Any], path: str, method: str) -> None:
+def test_opaque_values_are_described_in_words(document: dict[str, Any], path: str, method: str) -> None:
     described = operation(document, path, method)
 
     assert ("If-Match" in described["description"]) == ("412" in described["responses"])
     assert ("cursor" in described["description"]) == (described["operationId"] == "listTasks")
 
 
-def test_a_bearer_token_is_asked_for_everywhere(document: dict[str, Any]) -> None:
+def test_every_operation_requires_bearer_token(document: dict[str, Any]) -> None:
     assert document["security"] == [{"bearer": []}]
     assert document["components"]["securitySchemes"] == {"bearer": {"type": "http", "scheme": "bearer"}}
     assert not any("security" in operation for path in document["paths"].values() for operation in path.values())
 
 
-def test_its_schemas_are_the_four(document: dict[str, Any]) -> None:
+def test_schemas_and_their_required_fields(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
 
     assert set(schemas) == {"TaskPublic", "TaskCreate", "TaskUpdate", "Error"}
@@ -169,7 +169,7 @@ INVALID: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize(("schema", "body"), [(name, body) for name, bodies in VALID.items() for body in bodies])
-def test_a_body_its_schema_allows_is_accepted(
+def test_body_allowed_by_schema_is_accepted(
     document: dict[str, Any], client: CheckedClient, alice: Person, schema: str, body: Any
 ) -> None:
     jsonschema_rs.validate(document["components"]["schemas"][schema], body)
@@ -178,7 +178,7 @@ def test_a_body_its_schema_allows_is_accepted(
 
 
 @pytest.mark.parametrize(("schema", "body"), [(name, body) for name, bodies in INVALID.items() for body in bodies])
-def test_a_body_its_schema_excludes_is_refused(
+def test_body_forbidden_by_schema_is_refused(
     document: dict[str, Any], client: CheckedClient, alice: Person, schema: str, body: Any
 ) -> None:
     assert not jsonschema_rs.is_valid(document["components"]["schemas"][schema], body)
@@ -192,7 +192,7 @@ def send(alice: Person, schema: str, body: Any) -> int:
     return alice.ask(method, path, json=body).status_code
 
 
-def test_every_character_that_python_calls_blank_is_blank_to_the_schema(document: dict[str, Any]) -> None:
+def test_schema_and_python_agree_on_whitespace(document: dict[str, Any]) -> None:
     validator = jsonschema_rs.validator_for(document["components"]["schemas"]["TaskCreate"])
     surrogates = range(0xD800, 0xE000)
 
@@ -206,14 +206,14 @@ def test_every_character_that_python_calls_blank_is_blank_to_the_schema(document
 
 
 @pytest.mark.parametrize("name", ["TaskPublic", "TaskCreate", "TaskUpdate"])
-def test_its_examples_fit_their_schemas(document: dict[str, Any], name: str) -> None:
+def test_examples_match_their_schemas(document: dict[str, Any], name: str) -> None:
     schema = document["components"]["schemas"][name]
 
     jsonschema_rs.validate(schema, schema["example"])
 
 
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
-def test_its_examples_of_errors_are_ones_that_occur(document: dict[str, Any], path: str, method: str) -> None:
+def test_error_examples_name_possible_errors(document: dict[str, Any], path: str, method: str) -> None:
     def example(code: str) -> str:
         described: str = responses[code]["content"]["application/json"]["example"]["error"]
         return described

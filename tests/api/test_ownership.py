@@ -1,4 +1,4 @@
-"""Yours is yours, on every route there is, those of tomorrow included."""
+"""Ownership on every route: the routes are read from the application, so that new ones are covered."""
 
 from typing import Any
 
@@ -22,8 +22,8 @@ OPERATIONS = [
 ]
 
 
-def test_every_route_is_an_operation_or_known_to_be_open() -> None:
-    assert {route.path for route in _app.routes} - {path for _, path in OPERATIONS} == OPEN  # type: ignore[attr-defined]  # all have one
+def test_every_route_is_operation_or_open() -> None:
+    assert {route.path for route in _app.routes} - {path for _, path in OPERATIONS} == OPEN  # type: ignore[attr-defined]  # every route has a path
     assert len(OPERATIONS) == 6
 
 
@@ -34,7 +34,7 @@ def path_of(template: str, person: Person, task_id: int) -> str:
 @pytest.mark.parametrize("body", [None, b'{"title": "mine now"}', b"{broken"])
 @pytest.mark.parametrize(("method", "template"), OPERATIONS)
 class TestEveryOperation:
-    def test_without_an_identity(
+    def test_operation_requires_authentication(
         self, client: CheckedClient, alice: Person, method: str, template: str, body: bytes | None
     ) -> None:
         task = alice.create()
@@ -46,7 +46,7 @@ class TestEveryOperation:
             assert answer.headers["www-authenticate"] == "Bearer"
         assert alice.tasks() == [task]
 
-    def test_under_another_users_path(
+    def test_another_users_path_is_404(
         self, client: CheckedClient, alice: Person, bob: Person, method: str, template: str, body: bytes | None
     ) -> None:
         task = bob.create()
@@ -59,7 +59,7 @@ class TestEveryOperation:
         assert bob.tasks() == [task]
         assert alice.stored() == []
 
-    def test_another_users_task_under_my_path(
+    def test_another_users_task_stays_untouched(
         self, client: CheckedClient, alice: Person, bob: Person, method: str, template: str, body: bytes | None
     ) -> None:
         mine, theirs = alice.create("mine"), bob.create("theirs")
@@ -79,13 +79,13 @@ class TestEveryOperation:
         assert bob.stored() == before
 
 
-def test_the_case_of_a_user_id_matters(client: CheckedClient, alice: Person) -> None:
+def test_user_ids_are_case_sensitive(client: CheckedClient, alice: Person) -> None:
     answer = client.get(f"/api/{alice.id.upper()}/tasks", headers=alice.headers)
 
     assert (answer.status_code, answer.json()) == (404, error("User not found"))
 
 
-def test_no_method_of_the_store_takes_an_owner_or_a_user() -> None:
+def test_store_methods_take_no_owner() -> None:
     for name, method in vars(tasks.TaskStore).items():
         if callable(method) and not name.startswith("__"):
             names = method.__code__.co_varnames[: method.__code__.co_argcount]
@@ -93,7 +93,7 @@ def test_no_method_of_the_store_takes_an_owner_or_a_user() -> None:
 
 
 @pytest.mark.parametrize("select", [made for made in vars(statements).values() if isinstance(made, Select)])
-def test_every_statement_names_the_owner(select: Select[Any]) -> None:
+def test_every_statement_is_bound_to_owner(select: Select[Any]) -> None:
     statement = str(select.compile(dialect=make_url("postgresql://").get_dialect()()))
 
     assert select in statements.STATEMENTS, "every connection has it prepared"

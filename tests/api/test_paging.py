@@ -1,4 +1,4 @@
-"""Pages: the whole list, once and in order, whatever happens to it meanwhile."""
+"""Pages together are the whole list, each task once and in order, even if tasks change between two pages."""
 
 import base64
 import json
@@ -32,7 +32,7 @@ FILL = "INSERT INTO tasks (user_id, title) SELECT $1, 'task ' || n FROM generate
 
 
 def next_of(answer: httpx2.Response) -> str | None:
-    """Follow the link as RFC 3986 has it, and return the URL it leads to."""
+    """Resolve the URL of the `Link` header (RFC 3986); None without the header."""
     if "link" not in answer.headers:
         return None
     found = LINK.fullmatch(answer.headers["link"])
@@ -67,14 +67,14 @@ def ids(alice: Person) -> list[int]:
     ("limit", "lengths"),
     [(1, [1] * 7), (2, [2, 2, 2, 1]), (3, [3, 3, 1]), (6, [6, 1]), (7, [7]), (8, [7]), (1000, [7])],
 )
-def test_pages_make_up_the_list(alice: Person, ids: list[int], limit: int, lengths: list[int]) -> None:
+def test_pages_add_up_to_list(alice: Person, ids: list[int], limit: int, lengths: list[int]) -> None:
     pages = walk(alice, f"?limit={limit}")
 
     assert [len(page) for page in pages] == lengths
     assert list(chain(*pages)) == ids
 
 
-def test_a_page_holds_the_tasks_as_the_list_does(alice: Person, bob: Person) -> None:
+def test_page_has_same_tasks_as_list(alice: Person, bob: Person) -> None:
     bob.create()
     tasks = [alice.create('"quotes" \n[', description="x"), alice.create(), alice.create()][::-1]
 
@@ -84,21 +84,21 @@ def test_a_page_holds_the_tasks_as_the_list_does(alice: Person, bob: Person) -> 
     assert alice.client.get(next_of(answer) or "", headers=alice.headers).json() == tasks[2:]
 
 
-def test_without_a_limit_there_is_no_link(alice: Person, ids: list[int]) -> None:
+def test_list_without_limit_has_no_link(alice: Person, ids: list[int]) -> None:
     answer = alice.ask("GET")
 
     assert [task["id"] for task in answer.json()] == ids
     assert "link" not in answer.headers
 
 
-def test_an_empty_list_is_one_empty_page(alice: Person) -> None:
+def test_empty_list_is_one_empty_page(alice: Person) -> None:
     answer = alice.ask("GET", "?limit=5")
 
     assert (answer.status_code, answer.text) == (200, "[]")
     assert "link" not in answer.headers
 
 
-def test_the_link_repeats_limit_and_status(alice: Person, ids: list[int]) -> None:
+def test_next_link_repeats_limit_and_status(alice: Person, ids: list[int]) -> None:
     for query, expected in (
         ("?limit=2", {"limit": ["2"]}),
         ("?limit=2&status=", {"limit": ["2"]}),
@@ -108,7 +108,7 @@ def test_the_link_repeats_limit_and_status(alice: Person, ids: list[int]) -> Non
         assert parse_qs(urlsplit(next_of(answer) or "").query) == {**expected, "cursor": [cursor_of(answer)]}
 
 
-def test_a_cursor_without_a_limit_pages_by_a_hundred(alice: Person) -> None:
+def test_cursor_without_limit_uses_100(alice: Person) -> None:
     sql(alice.database_url, FILL, alice.id, 150)
     cursor = cursor_of(alice.ask("GET", "?limit=1"))
 
@@ -119,7 +119,7 @@ def test_a_cursor_without_a_limit_pages_by_a_hundred(alice: Person) -> None:
 
 
 @pytest.mark.parametrize("status", ["incomplete", "complete"])
-def test_a_filter_pages_like_the_list(alice: Person, ids: list[int], status: str) -> None:
+def test_filtered_pages_add_up_to_list(alice: Person, ids: list[int], status: str) -> None:
     for task_id in ids[::3]:
         alice.ask("PATCH", f"/{task_id}/complete")
     expected = [task["id"] for task in alice.ask("GET", f"?status={status}").json()]
@@ -131,7 +131,7 @@ def test_a_filter_pages_like_the_list(alice: Person, ids: list[int], status: str
 
 
 @pytest.mark.parametrize("user_id", ["auth0|", "a b+c@example.com", "日本", "a?b#c;d=e"])
-def test_the_link_leads_on_whatever_the_user_is_called(person: PersonMaker, alice: Person, user_id: str) -> None:
+def test_next_link_works_for_any_user_id(person: PersonMaker, alice: Person, user_id: str) -> None:
     someone = person(user_id + alice.id)
     ids = [someone.create()["id"] for _ in range(3)][::-1]
 
@@ -139,9 +139,7 @@ def test_the_link_leads_on_whatever_the_user_is_called(person: PersonMaker, alic
     assert someone.ask("GET", "?limit=1").headers["link"].isascii()
 
 
-def test_the_link_leads_on_behind_a_proxy_that_takes_a_prefix_away(
-    settings: Settings, alice: Person, ids: list[int]
-) -> None:
+def test_next_link_works_under_root_path(settings: Settings, alice: Person, ids: list[int]) -> None:
     with TestClient(create_app(settings, BearerIsIdentity()), root_path="/v1") as client:
         seen, url = [], f"/v1{alice.path}?limit=3"
         while url:
@@ -158,19 +156,19 @@ def test_the_link_leads_on_behind_a_proxy_that_takes_a_prefix_away(
      "?limit=1.0", "?limit=1e2", "?limit=%201", "?limit=1%0A", "?limit=x", "?limit=\uff11", "?limit=1&limit=1",
      "?limit=1&limit=", "?limit=" + "1" * 5000],
 )  # fmt: skip
-def test_another_limit_is_refused(alice: Person, query: str) -> None:
+def test_invalid_limit_is_refused(alice: Person, query: str) -> None:
     answer = alice.ask("GET", query)
 
     assert (answer.status_code, answer.json()) == (400, INVALID_LIMIT)
 
 
 def forged(owner: str, status: str | None, position: int) -> str:
-    """Make a cursor as the service does: there is no secret in it."""
+    """Build a cursor as the service does; it contains no secret."""
     digest = sha256(json.dumps([owner, status, position]).encode()).digest()[:16]
     return base64.urlsafe_b64encode(position.to_bytes(8) + digest).decode()
 
 
-def test_what_is_forged_here_is_what_the_service_makes(alice: Person, ids: list[int]) -> None:
+def test_forged_cursor_equals_the_services(alice: Person, ids: list[int]) -> None:
     assert cursor_of(alice.ask("GET", "?limit=2")) == forged(alice.id, None, ids[1])
     assert cursor_of(alice.ask("GET", "?limit=2&status=incomplete")) == forged(alice.id, "incomplete", ids[1])
 
@@ -193,13 +191,13 @@ def test_what_is_forged_here_is_what_the_service_makes(alice: Person, ids: list[
         "%F0%28",
     ],
 )
-def test_what_is_no_cursor_is_refused(alice: Person, cursor: str) -> None:
+def test_malformed_cursor_is_refused(alice: Person, cursor: str) -> None:
     for query in (f"?cursor={cursor}", f"?limit=1&cursor={cursor}"):
         answer = alice.ask("GET", query)
         assert (answer.status_code, answer.json()) == (400, INVALID_CURSOR)
 
 
-def test_a_cursor_is_good_for_its_user_and_its_filter_only(alice: Person, bob: Person, ids: list[int]) -> None:
+def test_cursor_is_bound_to_owner_and_filter(alice: Person, bob: Person, ids: list[int]) -> None:
     for _ in range(3):
         bob.create()
     mine, mine_open = (cursor_of(alice.ask("GET", f"?limit=2{more}")) for more in ("", "&status=incomplete"))
@@ -228,9 +226,7 @@ def test_a_cursor_is_good_for_its_user_and_its_filter_only(alice: Person, bob: P
     assert alice.ask("GET", f"?cursor={mine}&status=").status_code == 200
 
 
-def test_a_forged_cursor_names_a_place_in_ones_own_list_and_nothing_else(
-    alice: Person, bob: Person, ids: list[int]
-) -> None:
+def test_forged_cursor_reads_only_own_tasks(alice: Person, bob: Person, ids: list[int]) -> None:
     theirs = bob.create()["id"]
 
     for position, expected in ((2**63 - 1, ids), (theirs, ids), (ids[2] + 1, ids[2:]), (ids[-1], []), (1, [])):
@@ -238,13 +234,13 @@ def test_a_forged_cursor_names_a_place_in_ones_own_list_and_nothing_else(
         assert [task["id"] for task in answer.json()] == [task_id for task_id in expected if task_id < position]
 
 
-def test_status_comes_before_limit_and_limit_before_cursor(alice: Person) -> None:
+def test_checks_status_then_limit_then_cursor(alice: Person) -> None:
     assert alice.ask("GET", "?cursor=x&limit=0&status=x").json() == INVALID_STATUS
     assert alice.ask("GET", "?cursor=x&limit=0").json() == INVALID_LIMIT
     assert alice.ask("GET", "?cursor=x&limit=1").json() == INVALID_CURSOR
 
 
-def test_a_cursor_outlives_its_task(alice: Person, ids: list[int]) -> None:
+def test_cursor_survives_deletion_of_its_task(alice: Person, ids: list[int]) -> None:
     answer = alice.ask("GET", "?limit=3")
     for task_id in ids[2:4]:
         alice.ask("DELETE", f"/{task_id}")
@@ -254,7 +250,7 @@ def test_a_cursor_outlives_its_task(alice: Person, ids: list[int]) -> None:
     assert [task["id"] for task in following.json()] == ids[4:]
 
 
-def test_a_pages_tag_covers_its_link(alice: Person, ids: list[int]) -> None:
+def test_page_etag_covers_its_link(alice: Person, ids: list[int]) -> None:
     before = alice.ask("GET", "?limit=7")
     sql(
         alice.database_url,
@@ -280,7 +276,7 @@ CHANGES = st.lists(st.tuples(st.sampled_from(["create", "delete", "update"]), st
     between=st.lists(CHANGES, max_size=14),
     is_filtered=st.booleans(),
 )
-def test_a_walk_sees_every_task_that_is_there_throughout_once_and_in_order(
+def test_paging_during_changes_misses_no_task(
     person: PersonMaker, *, before: int, limit: int, between: list[list[tuple[str, int]]], is_filtered: bool
 ) -> None:
     owner = person()
@@ -316,13 +312,13 @@ PARAMETERS |= {"new_title": None, "new_description": None, "has_description": Fa
 
 
 def plan_of(url: str, statement: Select[Any]) -> str:
-    """Have PostgreSQL explain how it runs a statement."""
+    """Ask PostgreSQL for the plan of a statement."""
     used = {name: value for name, value in PARAMETERS.items() if name in statement.compile(dialect=DIALECT).params}
     text = statement.params(**used).compile(dialect=DIALECT, compile_kwargs={"literal_binds": True})
     return "\n".join(row["QUERY PLAN"] for row in sql(url, f"EXPLAIN {text}"))
 
 
-def test_the_key_alone_leads_to_what_a_statement_needs(empty_database: str) -> None:
+def test_pages_and_conditions_use_primary_key(empty_database: str) -> None:
     migrate(settings_for(empty_database))
     for owner in ("alice", "bob"):
         new_account(empty_database, owner)

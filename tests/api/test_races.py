@@ -1,4 +1,4 @@
-"""Many at once: one statement an operation leaves nothing to race between."""
+"""Concurrent requests: each operation is a single statement, so that none sees another half done."""
 
 from collections import Counter
 
@@ -11,7 +11,7 @@ from todo_api.main import create_app
 from todo_api.settings import Settings
 
 
-def test_update_complete_and_delete_at_once_are_never_a_crash(alice: Person) -> None:
+def test_concurrent_writes_never_crash(alice: Person) -> None:
     def race(task_id: int) -> list[int]:
         requests = [
             lambda: alice.ask("PUT", f"/{task_id}", json={"status": "incomplete"}),
@@ -31,7 +31,7 @@ def test_update_complete_and_delete_at_once_are_never_a_crash(alice: Person) -> 
     assert alice.stored() == []
 
 
-def test_updates_of_different_fields_never_lose_each_other(alice: Person) -> None:
+def test_concurrent_updates_of_different_fields_apply(alice: Person) -> None:
     with crowd(3) as threads:
         for n in range(30):
             task_id = alice.create()["id"]
@@ -48,7 +48,7 @@ def test_updates_of_different_fields_never_lose_each_other(alice: Person) -> Non
             )
 
 
-def test_every_update_is_a_change_of_its_own(alice: Person) -> None:
+def test_every_update_gets_own_updated_at(alice: Person) -> None:
     task_id = alice.create()["id"]
 
     with crowd(16) as threads:
@@ -58,7 +58,7 @@ def test_every_update_is_a_change_of_its_own(alice: Person) -> None:
 
 
 @pytest.mark.parametrize("rounds", [20])
-def test_completing_beside_updates_always_answers_complete(alice: Person, rounds: int) -> None:
+def test_complete_during_updates_returns_complete(alice: Person, rounds: int) -> None:
     with crowd(8) as threads:
         for _ in range(rounds):
             task_id = alice.create()["id"]
@@ -70,7 +70,7 @@ def test_completing_beside_updates_always_answers_complete(alice: Person, rounds
 
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
-def test_a_database_of_stricter_isolation_answers_the_same(settings: Settings, alice: Person, isolation: str) -> None:
+def test_update_under_stricter_isolation(settings: Settings, alice: Person, isolation: str) -> None:
     name = sql(alice.database_url, "SELECT current_database() AS name")[0]["name"]
     sql(alice.database_url, f"ALTER DATABASE {name} SET default_transaction_isolation TO '{isolation}'")
     try:
@@ -86,7 +86,7 @@ def test_a_database_of_stricter_isolation_answers_the_same(settings: Settings, a
         sql(alice.database_url, f"ALTER DATABASE {name} RESET default_transaction_isolation")
 
 
-def test_two_users_at_once_see_only_their_own(alice: Person, bob: Person) -> None:
+def test_concurrent_users_see_only_own_tasks(alice: Person, bob: Person) -> None:
     def live(person: Person) -> list[str]:
         for n in range(25):
             task = person.create(f"{person.id} {n}")
@@ -100,7 +100,7 @@ def test_two_users_at_once_see_only_their_own(alice: Person, bob: Person) -> Non
     assert titles == [[f"{person.id} {n}" for n in range(24, -1, -1)] for person in (alice, bob)]
 
 
-def test_more_requests_than_connections_are_all_answered(alice: Person) -> None:
+def test_requests_queue_for_pool_connections(alice: Person) -> None:
     with crowd(40) as threads:
         answers = Counter(threads.map(lambda _: alice.ask("GET").status_code, range(200)))
 

@@ -1,4 +1,4 @@
-"""Schemathesis sends what the OpenAPI document allows and what it forbids, and holds the answers against it."""
+"""Schemathesis sends requests that the OpenAPI document allows or forbids, and checks the responses against it."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ TOKEN = "the-only-token"
 
 
 class OneToken(AuthenticationBackend):
-    """Accept exactly one token. Its bearer is whoever the path says, with an account, so that any path can succeed."""
+    """Accept exactly one token, for any user: create an account for the user in the path and authenticate as them."""
 
     async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, BaseUser]:
         if conn.headers.get("authorization") != f"Bearer {TOKEN}":
@@ -30,7 +30,7 @@ class OneToken(AuthenticationBackend):
 
 
 class AnyToken(OneToken):
-    """Accept any token, and none: what Schemathesis must notice."""
+    """Accept any token or none, which Schemathesis must report."""
 
     async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, BaseUser]:
         return AuthCredentials(), SimpleUser(conn.path_params["user_id"])
@@ -60,7 +60,7 @@ def run(database_url: str, backend: str, cwd: Path, *options: str) -> tuple[int,
     return ended.returncode, ended.stdout
 
 
-def test_what_the_document_says_is_what_happens(database_url: str, tmp_path: Path) -> None:
+def test_service_conforms_to_openapi_document(database_url: str, tmp_path: Path) -> None:
     code, report = run(database_url, "OneToken", tmp_path, "--seed", "1", "--max-examples", "15")
 
     assert code == 0, report
@@ -68,7 +68,7 @@ def test_what_the_document_says_is_what_happens(database_url: str, tmp_path: Pat
     assert "No issues found" in report
 
 
-def test_an_application_that_ignores_the_token_would_be_noticed(database_url: str, tmp_path: Path) -> None:
+def test_schemathesis_reports_missing_authentication(database_url: str, tmp_path: Path) -> None:
     code, report = run(
         database_url, "AnyToken", tmp_path, "--phases", "coverage", "--include-operation-id", "listTasks"
     )

@@ -6,7 +6,7 @@ from tests.support.api import CheckedClient, Person, error
 from tests.support.postgres import sql
 
 
-def test_nobody_updates_nothing(client: CheckedClient, alice: Person) -> None:
+def test_update_requires_authentication(client: CheckedClient, alice: Person) -> None:
     task = alice.create()
 
     answer = client.put(f"{alice.path}/{task['id']}", json={"title": "changed"})
@@ -15,7 +15,7 @@ def test_nobody_updates_nothing(client: CheckedClient, alice: Person) -> None:
     assert alice.tasks() == [task]
 
 
-def test_under_someone_elses_path_there_is_no_task(client: CheckedClient, alice: Person, bob: Person) -> None:
+def test_update_under_another_users_path_is_404(client: CheckedClient, alice: Person, bob: Person) -> None:
     task = bob.create()
 
     answer = client.put(f"{bob.path}/{task['id']}", json={"title": "changed"}, headers=alice.headers)
@@ -24,7 +24,7 @@ def test_under_someone_elses_path_there_is_no_task(client: CheckedClient, alice:
     assert bob.tasks() == [task]
 
 
-def test_someone_elses_task_does_not_exist_under_my_path(alice: Person, bob: Person) -> None:
+def test_updating_another_users_task_is_404(alice: Person, bob: Person) -> None:
     task = bob.create()
 
     answer = alice.ask("PUT", f"/{task['id']}", json={"title": "changed"})
@@ -46,7 +46,7 @@ def test_someone_elses_task_does_not_exist_under_my_path(alice: Person, bob: Per
         {"title": "Buy milk", "description": "Two litres"},
     ],
 )
-def test_the_fields_that_are_present_change_and_no_others(alice: Person, changes: dict[str, Any]) -> None:
+def test_update_changes_only_given_fields(alice: Person, changes: dict[str, Any]) -> None:
     other = alice.create("another")
     task = alice.create("Buy milk", description="Two litres")
 
@@ -68,7 +68,7 @@ def test_unknown_fields_are_ignored_beside_known_ones(alice: Person, bob: Person
     assert changed == {**task, "title": "changed", "updated_at": changed["updated_at"]}
 
 
-def test_a_completed_task_is_reopened(alice: Person) -> None:
+def test_update_reopens_a_completed_task(alice: Person) -> None:
     task = alice.create()
     completed = alice.ask("PATCH", f"/{task['id']}/complete").json()
 
@@ -78,7 +78,7 @@ def test_a_completed_task_is_reopened(alice: Person) -> None:
     assert reopened["updated_at"] > completed["updated_at"] > task["updated_at"]
 
 
-def test_the_time_of_change_grows_even_when_the_clock_stands_behind(alice: Person) -> None:
+def test_updated_at_grows_despite_clock_skew(alice: Person) -> None:
     task = alice.create()
     sql(alice.database_url, "UPDATE tasks SET updated_at = '2999-12-31T23:59:59.999998Z' WHERE id = $1", task["id"])
 
@@ -88,7 +88,7 @@ def test_the_time_of_change_grows_even_when_the_clock_stands_behind(alice: Perso
     assert times == ["2999-12-31T23:59:59.999999Z", "3000-01-01T00:00:00.000000Z", "3000-01-01T00:00:00.000001Z"]
 
 
-def test_a_deleted_task_is_not_found(alice: Person) -> None:
+def test_updating_a_deleted_task_is_404(alice: Person) -> None:
     task = alice.create()
     alice.ask("DELETE", f"/{task['id']}")
 

@@ -1,4 +1,4 @@
-"""Bytes on the wire, against a server as production runs it: what an in-process client would tidy up."""
+"""Raw HTTP requests to a real server, which an in-process client would normalize before sending."""
 
 import re
 import socket
@@ -30,7 +30,7 @@ def user(database_url: str) -> str:
 
 
 def send(url: str, request: bytes, *, wait: bool = True) -> tuple[int, dict[str, str], bytes]:
-    """Send raw bytes and read one answer; without `wait` the sender's side is closed at once."""
+    """Send raw bytes and read one response; without `wait`, half-close the connection after sending."""
     address = urlsplit(url)
     assert address.hostname
     with socket.create_connection((address.hostname, address.port or 80), timeout=10) as connection:
@@ -81,18 +81,18 @@ def ask(url: str, user: str, line: str, headers: str = "", body: bytes = b"") ->
         ("/api/{user}/tasks?a;=&&=&%", 200, b"[]"),
     ],
 )
-def test_a_strange_target(url: str, user: str, target: str, status: int, body: bytes) -> None:
+def test_unusual_request_targets(url: str, user: str, target: str, status: int, body: bytes) -> None:
     answer = ask(url, user, "GET " + target.format(user=user))
 
     assert (answer[0], answer[2]) == (status, body)
 
 
 @pytest.mark.parametrize("escaped", ["%2e%2e", "%2E", "."])
-def test_a_user_cannot_be_a_dot_segment(url: str, database_url: str, escaped: str) -> None:
+def test_dot_segment_is_no_user_id(url: str, database_url: str, escaped: str) -> None:
     assert ask(url, "..", f"GET /api/{escaped}/tasks")[0] == 401
 
 
-def test_a_percent_sign_in_an_id_is_a_percent_sign(url: str, database_url: str, user: str) -> None:
+def test_percent_sign_in_user_id_is_literal(url: str, database_url: str, user: str) -> None:
     odd = new_account(database_url, f"%2e{user}")
 
     status, headers, _ = ask(
@@ -107,7 +107,7 @@ def test_a_percent_sign_in_an_id_is_a_percent_sign(url: str, database_url: str, 
     assert re.fullmatch(rf"/api/%252e{user}/tasks/\d+", headers["location"])
 
 
-def test_204_has_neither_body_nor_type(url: str, user: str) -> None:
+def test_204_has_no_body_or_type(url: str, user: str) -> None:
     with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {user}"}) as client:
         location = client.post(f"/api/{user}/tasks", json={"title": "x"}).headers["location"]
     status, headers, body = ask(url, user, f"DELETE {location}", "Connection: close\r\n")
@@ -120,7 +120,7 @@ CREATE = "POST /api/{user}/tasks"
 TYPE = "Content-Type: application/json\r\n"
 
 
-def test_a_chunked_body_over_the_limit_is_refused_before_it_ends(url: str, user: str) -> None:
+def test_oversized_chunked_body_is_refused_early(url: str, user: str) -> None:
     chunk = b"8000\r\n" + b" " * 0x8000 + b"\r\n"
 
     answer = ask(url, user, CREATE.format(user=user), TYPE + "Transfer-Encoding: chunked\r\n", chunk * 3)
@@ -128,19 +128,19 @@ def test_a_chunked_body_over_the_limit_is_refused_before_it_ends(url: str, user:
     assert (answer[0], answer[2]) == (413, b'{"error":"Request body is too large"}')
 
 
-def test_a_chunked_body_within_the_limit_is_read(url: str, user: str) -> None:
+def test_chunked_body_within_limit_is_accepted(url: str, user: str) -> None:
     chunks = b'6\r\n{"titl\r\n7\r\ne":"x"}\r\n0\r\n\r\n'
 
     assert ask(url, user, CREATE.format(user=user), TYPE + "Transfer-Encoding: chunked\r\n", chunks)[0] == 201
 
 
-def test_a_declared_length_over_the_limit_is_refused_before_the_body_comes(url: str, user: str) -> None:
+def test_oversized_content_length_is_refused_early(url: str, user: str) -> None:
     answer = ask(url, user, CREATE.format(user=user), TYPE + "Content-Length: 65537\r\n", b"{")
 
     assert (answer[0], answer[2]) == (413, b'{"error":"Request body is too large"}')
 
 
-def test_a_body_shorter_than_declared_creates_nothing(url: str, user: str) -> None:
+def test_truncated_body_creates_nothing(url: str, user: str) -> None:
     head = (
         f"POST /api/{user}/tasks HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {user}\r\n{TYPE}Content-Length: 100\r\n"
     )
@@ -149,12 +149,12 @@ def test_a_body_shorter_than_declared_creates_nothing(url: str, user: str) -> No
     assert ask(url, user, f"GET /api/{user}/tasks")[2] == b"[]"
 
 
-def test_complete_and_delete_never_wait_for_a_body(url: str, user: str) -> None:
+def test_complete_and_delete_read_no_body(url: str, user: str) -> None:
     assert ask(url, user, f"PATCH /api/{user}/tasks/1/complete", "Content-Length: 200000\r\n")[2] == NO_TASK
     assert ask(url, user, f"DELETE /api/{user}/tasks/1", "Transfer-Encoding: chunked\r\n")[2] == NO_TASK
 
 
-def test_a_doubled_authorization_header_lets_nobody_else_in(url: str, user: str, database_url: str) -> None:
+def test_second_authorization_header_is_ignored(url: str, user: str, database_url: str) -> None:
     other = new_account(database_url)
 
     answer = ask(url, user, f"GET /api/{other}/tasks", f"Authorization: Bearer {other}\r\n")
@@ -162,7 +162,7 @@ def test_a_doubled_authorization_header_lets_nobody_else_in(url: str, user: str,
     assert (answer[0], answer[2]) == (404, b'{"error":"User not found"}')
 
 
-def test_an_upgrade_to_a_websocket_is_not_taken(url: str, user: str) -> None:
+def test_websocket_upgrade_is_ignored(url: str, user: str) -> None:
     headers = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x\r\n"
 
     assert ask(url, user, f"GET /api/{user}/tasks", headers)[0] == 200

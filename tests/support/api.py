@@ -1,4 +1,4 @@
-"""The application as the tests use it: in this process, with an identity that the tests choose."""
+"""A client of the application in this process, and users whose bearer token is their id."""
 
 import uuid
 from collections.abc import Callable
@@ -19,7 +19,7 @@ NEW_ACCOUNT = 'INSERT INTO "user" (id, name, email, "emailVerified") VALUES ($1,
 
 
 class BearerIsIdentity(AuthenticationBackend):
-    """Believe the token. Percent signs in it are decoded, so that tests can be anyone at all."""
+    """Take the percent-decoded bearer token as the identity, so that a test can be any user."""
 
     async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, BaseUser] | None:
         token = conn.headers.get("authorization", "").removeprefix("Bearer ")
@@ -27,7 +27,7 @@ class BearerIsIdentity(AuthenticationBackend):
 
 
 class CheckedClient(TestClient):
-    """A client that holds every answer against the OpenAPI document."""
+    """A client that validates every response against the OpenAPI document."""
 
     def __init__(self, app: FastAPI) -> None:
         super().__init__(app, raise_server_exceptions=False)
@@ -41,7 +41,7 @@ class CheckedClient(TestClient):
 
 
 class Person:
-    """A user with an account, and what they do with their tasks."""
+    """A user with an account, and the requests about their tasks."""
 
     def __init__(self, client: CheckedClient, database_url: str, user_id: str) -> None:
         self.client = client
@@ -51,7 +51,7 @@ class Person:
         self.headers = {"Authorization": f"Bearer {quote(user_id)}"}
 
     def ask(self, method: str, path: str = "", **arguments: Any) -> httpx2.Response:
-        """Send a request about this person's tasks; `path` goes on after `/tasks`."""
+        """Send a request about this person's tasks; `path` is appended to `/api/{user_id}/tasks`."""
         headers = {**self.headers, **arguments.pop("headers", {})}
         return self.client.request(method, self.path + path, headers=headers, **arguments)
 
@@ -68,19 +68,19 @@ class Person:
         return tasks
 
     def stored(self) -> list[dict[str, Any]]:
-        """Read this person's rows from the table, past the service."""
+        """Read this person's rows directly from the table."""
         return sql(self.database_url, "SELECT * FROM tasks WHERE user_id = $1 ORDER BY id DESC", self.id)
 
 
 def new_account(database_url: str, user_id: str | None = None) -> str:
-    """Make an account as the authentication layer would, and return its id."""
+    """Create an account as the authentication layer would, and return its id."""
     user_id = user_id or uuid.uuid4().hex
     sql(database_url, NEW_ACCOUNT, user_id)
     return user_id
 
 
 def error(message: str) -> dict[str, str]:
-    """Build the body of a failure."""
+    """Build the body of an error response."""
     return {"error": message}
 
 
