@@ -1,4 +1,4 @@
-"""The floors of the package: imports point down only."""
+"""The layers of the package: a module imports only from lower layers."""
 
 import ast
 import sys
@@ -9,8 +9,8 @@ import pytest
 import todo_api
 
 PACKAGE = Path(todo_api.__file__).parent
-# From the ground up; a module may import those on lower floors, and those on its own that come before it.
-FLOORS = [
+# From the lowest up. A module may import modules of lower layers, and those listed before it in its own.
+LAYERS = [
     ["errors", "logs", "database_url", "settings", "outages"],
     ["fields", "models"],
     ["statements", "database"],
@@ -23,8 +23,8 @@ FLOORS = [
     ["dev"],
     ["cli"],
 ]
-ORDER = [module for floor in FLOORS for module in floor]
-# Knowing these is knowing HTTP.
+ORDER = [module for layer in LAYERS for module in layer]
+# A module that imports one of these depends on HTTP.
 WEB = {"fastapi", "starlette", "uvicorn"}
 BELOW_HTTP = ORDER[: ORDER.index("tasks") + 1]
 
@@ -50,7 +50,7 @@ def own(module: str) -> set[str]:
     return {name.split(".")[1] for name in imported(module) if name.startswith("todo_api.")}
 
 
-def test_every_module_has_its_floor() -> None:
+def test_every_module_has_a_layer() -> None:
     modules = {path.stem for path in PACKAGE.glob("*.py")} | {
         path.parent.name for path in PACKAGE.glob("*/__init__.py")
     }
@@ -60,33 +60,33 @@ def test_every_module_has_its_floor() -> None:
 
 
 @pytest.mark.parametrize("module", ORDER)
-def test_imports_point_down(module: str) -> None:
+def test_modules_import_only_lower_layers(module: str) -> None:
     assert own(module) <= set(ORDER[: ORDER.index(module)])
 
 
 @pytest.mark.parametrize("module", BELOW_HTTP)
-def test_the_floors_up_to_the_tasks_know_no_http(module: str) -> None:
+def test_layers_up_to_tasks_import_no_http(module: str) -> None:
     assert {name.split(".")[0] for name in imported(module)} & WEB == set()
 
 
 @pytest.mark.parametrize("module", ORDER)
-def test_errors_become_http_in_one_place(module: str) -> None:
+def test_only_error_handlers_use_http_exception(module: str) -> None:
     uses = {node.id for node in ast.walk(source(module)) if isinstance(node, ast.Name)}
 
     assert ("HTTPException" in uses) == (module == "error_handlers")
 
 
 @pytest.mark.parametrize("module", ORDER)
-def test_sql_is_written_in_one_place(module: str) -> None:
+def test_only_statements_build_sql(module: str) -> None:
     statements = {"insert", "select", "update", "delete"}
     makers = {name.rpartition(".")[2] for name in imported(module) if name.split(".")[0] in {"sqlalchemy", "sqlmodel"}}
 
-    # Readiness asks for columns and touches no row; the development identity makes accounts.
+    # Readiness selects columns and reads no row; the development identity creates accounts.
     allowed = {"statements": statements, "health": {"select"}, "dev": {"insert"}}.get(module, set())
     assert makers & statements == allowed
 
 
-def test_production_needs_no_embedded_database() -> None:
+def test_production_imports_no_embedded_database() -> None:
     reachable, waiting = set(), ["main", "migrations"]
     while waiting:
         module = waiting.pop()

@@ -16,7 +16,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("command", [("todo-api", "migrate"), ("uvicorn", "todo_api.main:app")])
-def test_a_bad_setting_ends_the_process_with_a_sentence(command: tuple[str, ...]) -> None:
+def test_invalid_setting_aborts_the_start(command: tuple[str, ...]) -> None:
     environment = {**os.environ, "DATABASE_URL": "mysql://me:pa55word@host/db"}
 
     ended = subprocess.run(
@@ -27,16 +27,16 @@ def test_a_bad_setting_ends_the_process_with_a_sentence(command: tuple[str, ...]
     assert ended.stderr == f"DATABASE_URL is not a PostgreSQL URL: {LOOKS}"
 
 
-def test_a_database_that_is_not_configured_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_database_url_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["migrate"]) == 1
     assert capsys.readouterr().err == f"DATABASE_URL is not set: {LOOKS}"
 
 
-def test_a_backend_that_cannot_be_loaded_ends_the_process_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unloadable_backend_aborts_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:pa55word@host/db")
     monkeypatch.setenv("AUTH_BACKEND", "no.such:Backend")
 
-    # What an ASGI server asks the module for. Python prints a string that ends the process, and exits with 1.
+    # As an ASGI server reads it. With a string in SystemExit, Python prints the string and exits with 1.
     with pytest.raises(SystemExit) as ended:
         _ = main.app
 
@@ -44,7 +44,7 @@ def test_a_backend_that_cannot_be_loaded_ends_the_process_with_a_sentence(monkey
     assert ended.value.code == sentence
 
 
-def test_a_database_that_is_away_ends_the_migration_with_a_sentence(
+def test_migrate_without_database_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:pa55word@127.0.0.1:1/db")
@@ -57,7 +57,7 @@ def test_a_database_that_is_away_ends_the_migration_with_a_sentence(
     assert "pa55word" not in said
 
 
-def test_a_password_that_the_database_refuses_is_not_repeated(
+def test_refused_password_is_not_printed(
     server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = server.replace("postgres:@", "nobody:pa55word@")
@@ -70,7 +70,7 @@ def test_a_password_that_the_database_refuses_is_not_repeated(
 
 
 @pytest.mark.parametrize("arguments", [[], ["fly"], ["dev", "--host=0.0.0.0"]])
-def test_an_unknown_command_is_explained(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_command_prints_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)
 
@@ -78,7 +78,7 @@ def test_an_unknown_command_is_explained(arguments: list[str], capsys: pytest.Ca
     assert capsys.readouterr().err.startswith("usage: todo-api")
 
 
-def test_the_module_of_the_application_makes_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_main_app_is_created_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:pa55word@host/db")
     try:
         assert main.app is main.app
@@ -86,6 +86,6 @@ def test_the_module_of_the_application_makes_one(monkeypatch: pytest.MonkeyPatch
         del main.app
 
 
-def test_the_module_of_the_application_makes_nothing_else() -> None:
+def test_main_has_no_other_lazy_attribute() -> None:
     with pytest.raises(AttributeError, match="application"):
         _ = main.application

@@ -1,4 +1,4 @@
-"""The deployment guide is true: its roles can do all that the service needs, and no more."""
+"""The SQL of the deployment guide is run; its roles have exactly the privileges that the service needs."""
 
 import asyncio
 import re
@@ -20,17 +20,17 @@ ROLE_NAMES = ("todo_migrator", "todo_service", "neondb_owner")
 
 
 class Deployment:
-    """A database where the guide was followed, as it looks to each of those who use it."""
+    """A database set up by the guide, and its URL for each role."""
 
     def __init__(self, server: str, worker: str) -> None:
-        # Roles belong to the server, which the tests share: each worker has its own.
+        # Roles are per server, and the workers share one: each worker's have a suffix.
         self._suffix = f"_{worker}"
         self._server = server
         self._database = f"deployed_{worker}"
         self.owner = self._as("neondb_owner")
         self.migrator = self._as("todo_migrator")
         self.service = self._as("todo_service")
-        self.accounts = self.migrator  # whose the table of accounts is
+        self.accounts = self.migrator  # the role that owns the accounts' table
         [version] = sql(server, "SELECT current_setting('server_version_num')::int AS number")
         superuser = server.replace("/postgres?", f"/{self._database}?")
         self.owner_of_public = self.owner if version["number"] >= 15_00_00 else superuser
@@ -42,7 +42,7 @@ class Deployment:
         return self._server.replace("postgres:@/postgres?", f"{role}{self._suffix}:@/{self._database}?")
 
     def follow(self, url: str, instructions: str) -> None:
-        """Do what the guide says, under this worker's names; what only warns has no effect."""
+        """Run SQL of the guide with this worker's names; fail on a warning, because then it had no effect."""
         instructions = instructions.replace("neondb ", f"{self._database} ")
         for role in ROLE_NAMES:
             instructions = re.sub(rf"\b{role}\b", role + self._suffix, instructions)
@@ -80,7 +80,7 @@ def deployment(request: pytest.FixtureRequest, server: str, worker: str) -> Iter
     deployment.remove()
 
 
-def test_the_service_may_do_all_that_it_does(deployment: Deployment) -> None:
+def test_service_role_can_run_every_operation(deployment: Deployment) -> None:
     alice = new_account(deployment.accounts)
     with CheckedClient(create_app(settings_for(deployment.service), BearerIsIdentity())) as client:
         person = Person(client, deployment.service, alice)
@@ -124,11 +124,11 @@ def test_the_service_may_do_all_that_it_does(deployment: Deployment) -> None:
         "COPY tasks TO '/tmp/tasks'",
     ],
 )
-def test_the_service_may_do_no_more(deployment: Deployment, statement: str) -> None:
+def test_service_role_has_no_other_privilege(deployment: Deployment, statement: str) -> None:
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         deployment.follow(deployment.service, statement)
 
 
-def test_statements_of_the_service_end_in_the_database_too(deployment: Deployment) -> None:
+def test_service_role_has_a_statement_timeout(deployment: Deployment) -> None:
     assert sql(deployment.service, "SHOW statement_timeout") == [{"statement_timeout": "10s"}]
     assert sql(deployment.migrator, "SHOW statement_timeout") == [{"statement_timeout": "0"}]

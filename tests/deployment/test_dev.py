@@ -1,4 +1,4 @@
-"""`todo-api dev`: an identity that believes what it is told, and a database whose data stays."""
+"""`todo-api dev`: the bearer token is the user id, and the embedded database keeps its data."""
 
 import http.client
 import re
@@ -39,7 +39,7 @@ class TestDevelopmentIdentity:
             (b"Bearer auth0|7", "auth0%7C7", "auth0|7"),
         ],
     )
-    def test_an_account_is_made_at_first_sight(
+    def test_first_request_creates_the_account(
         self, client: CheckedClient, database_url: str, header: bytes, path: str, user_id: str
     ) -> None:
         for _ in range(2):
@@ -63,9 +63,7 @@ class TestDevelopmentIdentity:
             b"Bearer ..",
         ],
     )
-    def test_anything_else_is_nobody_and_makes_none(
-        self, client: CheckedClient, database_url: str, header: bytes
-    ) -> None:
+    def test_invalid_token_creates_no_account(self, client: CheckedClient, database_url: str, header: bytes) -> None:
         before = sql(database_url, 'SELECT count(*) FROM "user"')
 
         answer = client.get("/api/nobody/tasks", headers={b"Authorization": header})
@@ -73,7 +71,7 @@ class TestDevelopmentIdentity:
         assert (answer.status_code, answer.json()) == (401, error("Unauthorized"))
         assert sql(database_url, 'SELECT count(*) FROM "user"') == before
 
-    def test_an_account_that_was_there_before_is_left_alone(self, client: CheckedClient, database_url: str) -> None:
+    def test_existing_account_is_not_changed(self, client: CheckedClient, database_url: str) -> None:
         sql(database_url, """INSERT INTO "user" VALUES ('there-before', 'Name', 'other@example.com', true)""")
 
         answer = client.get("/api/there-before/tasks", headers={"Authorization": "Bearer there-before"})
@@ -95,7 +93,7 @@ def developing(data: Path, **environment: str) -> Iterator[tuple[str, Process]]:
         yield url, server
 
 
-def test_tasks_outlive_the_service_and_its_database(tmp_path: Path) -> None:
+def test_tasks_survive_a_restart(tmp_path: Path) -> None:
     data = tmp_path / "data"
     alice = {"Authorization": "Bearer alice"}
     tasks: list[dict[str, Any]] = []
@@ -122,7 +120,7 @@ def test_tasks_outlive_the_service_and_its_database(tmp_path: Path) -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Tell whether a process runs; one that ended and was not waited for does not."""
+    """Tell whether a process runs; a zombie does not."""
     try:
         return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -136,25 +134,25 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(data: Path) -> Iterator[str]:
-    # What the environment says of a database is meant for production.
+    # DATABASE_URL is for production, and `todo-api dev` must ignore it.
     with developing(data, DATABASE_URL="nonsense", DATABASE_URL_UNPOOLED="postgresql://no/thing") as (url, server):
         yield url
         assert server.stop(signal.SIGTERM) == 0
 
 
-def test_a_front_end_on_this_machine_is_allowed(url: str) -> None:
+def test_localhost_origin_gets_cors_headers(url: str) -> None:
     answer = httpx2.get(f"{url}/api/alice/tasks", headers={"Origin": "http://localhost:3000"})
 
     assert answer.status_code == 401
     assert answer.headers["access-control-allow-origin"] == "http://localhost:3000"
 
 
-def test_only_this_machine_is_listened_to(url: str) -> None:
+def test_dev_listens_on_loopback_only(url: str) -> None:
     with pytest.raises(OSError, match=r"refused|unreachable"):
         socket.create_connection(("127.0.0.2", int(url.rpartition(":")[2])), timeout=5)
 
 
-def test_a_token_that_is_no_text_is_nobodys(url: str) -> None:
+def test_non_utf8_token_is_unauthorized(url: str) -> None:
     connection = http.client.HTTPConnection(url.removeprefix("http://"))
 
     connection.request("GET", "/api/nobody/tasks", headers={"Authorization": b"Bearer \xff"})
@@ -165,7 +163,7 @@ def test_a_token_that_is_no_text_is_nobodys(url: str) -> None:
 
 @pytest.fixture
 def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
-    """Run `todo-api dev` here, where it must not start, and return what it says."""
+    """Run `todo-api dev` in this process, expect it to refuse to start, and return its error message."""
 
     def refusal(data: Path, **environment: str) -> str:
         for name, value in {"PORT": str(free_port()), "DATA_DIR": str(data), **environment}.items():
@@ -181,9 +179,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         signal.signal(number, handler)
 
 
-def test_what_keeps_a_second_one_from_starting_is_a_sentence_and_stops_nothing_of_the_first(
-    data: Path, url: str, refusal: Callable[..., str]
-) -> None:
+def test_second_start_is_refused_with_one_line(data: Path, url: str, refusal: Callable[..., str]) -> None:
     port = url.rpartition(":")[2]
 
     assert refusal(data, PORT=port) == f"PORT {port} cannot be listened on: Address already in use.\n"

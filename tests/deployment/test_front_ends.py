@@ -1,4 +1,4 @@
-"""The README is true for who writes a front end: its code is run, against the service that `make run` starts."""
+"""The README's JavaScript for front ends is run against the service that `make run` starts."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from tests.support.serving import ROOT, UNMEASURED, free_port, process, wait_for
 
 README = (ROOT / "README.md").read_text()
 [HELPER] = re.findall(r"```js\n(.+?)```", README, re.DOTALL)
-# The first token has expired, and the first change meets another.
+# The first token is expired, and another client changes the task before the first PUT.
 BEFORE = """
 const { TODO_API } = process.env;
 const user_id = "alice";
@@ -45,7 +45,7 @@ def development(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-def test_the_helper_pages_renews_and_repeats(development: str, tmp_path: Path) -> None:
+def test_helper_pages_renews_token_and_retries(development: str, tmp_path: Path) -> None:
     for title in ("first", "second", "third"):
         answer = httpx2.post(
             f"{development}/api/alice/tasks", headers={"Authorization": "Bearer alice"}, json={"title": title}

@@ -1,4 +1,4 @@
-"""What the application does from its start to its shutdown, in whatever process it is."""
+"""What the application's lifespan does on startup and shutdown."""
 
 import gc
 
@@ -8,7 +8,7 @@ from todo_api.main import create_app
 from todo_api.settings import Settings
 
 
-def test_an_embedded_application_freezes_the_garbage_collector(settings: Settings) -> None:
+def test_lifespan_freezes_the_garbage_collector(settings: Settings) -> None:
     app = create_app(settings)
     before = gc.get_freeze_count()
 

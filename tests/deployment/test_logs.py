@@ -1,4 +1,4 @@
-"""What is logged, in which shape, and what never is."""
+"""The contents and format of log lines, and what must never be logged."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ Lines = Callable[[], list[dict[str, Any]]]
 
 @pytest.fixture
 def lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Lines:
-    """Read what the service logs, in the shape of production."""
+    """Read what the service logs, in production's JSON format."""
     monkeypatch.setattr(caplog.handler, "formatter", logs.JSONFormatter())
     caplog.set_level(logging.INFO, "todo_api")
     return lambda: [json.loads(line) for line in caplog.text.splitlines()]
@@ -42,7 +42,7 @@ def lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> 
         ("GET", "/s3cret-path%0A2026-01-01 INFO all is well", "GET", "-", 404),
     ],
 )
-def test_a_request_is_one_line_without_anything_the_client_wrote(
+def test_request_line_has_no_client_text(
     alice: Person, lines: Lines, method: str, path: str, logged: str, route: str, status: int
 ) -> None:
     headers = {**alice.headers, "X-Request-ID": "find-me"}
@@ -63,7 +63,7 @@ def test_a_request_is_one_line_without_anything_the_client_wrote(
     }
 
 
-def test_what_is_logged_during_a_request_has_its_id(alice: Person, lines: Lines) -> None:
+def test_lines_have_the_request_id(alice: Person, lines: Lines) -> None:
     sql(alice.database_url, "ALTER TABLE tasks RENAME COLUMN title TO heading")
     try:
         alice.ask("GET", headers={"X-Request-ID": "first"})
@@ -79,7 +79,7 @@ def test_what_is_logged_during_a_request_has_its_id(alice: Person, lines: Lines)
     ]
 
 
-def test_a_row_that_a_constraint_refuses_is_not_quoted(alice: Person, lines: Lines) -> None:
+def test_constraint_violation_logs_no_row(alice: Person, lines: Lines) -> None:
     sql(alice.database_url, "ALTER TABLE tasks ADD CONSTRAINT polite CHECK (title NOT LIKE '%s3cret%')")
     try:
         answer = alice.ask("POST", json={"title": "s3cret-title", "description": "s3cret-description"})
@@ -97,7 +97,7 @@ def record(message: str, arguments: Any, exc_info: Any = None) -> logging.LogRec
     return logging.LogRecord("somebody", logging.WARNING, "", 0, message, arguments, exc_info)
 
 
-def test_an_object_is_one_line_whatever_is_in_it() -> None:
+def test_json_line_escapes_line_breaks() -> None:
     crash = (ValueError, ValueError("\n\u2028\ud800"), None)
     line = logs.JSONFormatter().format(record("a\n%s", ("\u2028",), crash))
 
@@ -109,7 +109,7 @@ def test_an_object_is_one_line_whatever_is_in_it() -> None:
     assert "request_id" not in written
 
 
-def test_a_field_can_be_anything() -> None:
+def test_any_object_can_be_a_field() -> None:
     assert json.loads(logs.JSONFormatter().format(record("%(path)s", ({"path": Path("x")},))))["path"] == "x"
 
 
@@ -122,7 +122,7 @@ def test_extra_and_stack_info_are_kept() -> None:
     assert (written["table"], written["seconds"], written["stack"]) == ("tasks", 1.5, given.stack_info)
 
 
-def test_fields_cannot_replace_the_lines_own_keys() -> None:
+def test_extra_fields_cannot_replace_reserved_keys() -> None:
     given = record("said", ({"level": "DEBUG", "message": "other", "more": 1},))
     given.__dict__ |= {"logger": "nobody", "time": "never"}
 
@@ -152,11 +152,11 @@ def test_every_value_becomes_ascii_json(value: object, logged: object) -> None:
     assert json.loads(line)["value"] == logged
 
 
-def test_a_line_for_people_says_what_happened_and_where() -> None:
+def test_text_formatter_shows_level_and_message() -> None:
     assert logs.TextFormatter().format(record("%d tasks", (3,))) == "WARNING 3 tasks [-]"
 
 
-def test_logging_that_was_configured_before_is_left_alone() -> None:
+def test_configure_keeps_existing_log_handlers() -> None:
     before = list(logging.getLogger().handlers)
 
     logs.configure(logs.JSONFormatter())
@@ -191,7 +191,7 @@ app.add_middleware(CrashingOutside)
 """
 
 
-def test_production_writes_objects_only_and_each_request_and_crash_once(database_url: str, tmp_path: Path) -> None:
+def test_production_logs_json_without_duplicates(database_url: str, tmp_path: Path) -> None:
     (tmp_path / "crashing.py").write_text(APPLICATION)
     root = Path(__file__).parents[2]
     environment = {

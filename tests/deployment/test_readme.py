@@ -1,4 +1,4 @@
-"""The README is true: its commands are run and its answers compared."""
+"""The README's commands are run and their output is compared with the output it shows."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ MODULES = re.findall(r"```python\n# (\w+\.py),.*?\n(.+?)```", README, re.DOTALL)
 TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:]{8}\.\d{6}Z")
 
 
-def test_every_curl_example_gets_the_answer_it_shows(tmp_path: Path) -> None:
+def test_curl_examples_print_the_shown_responses(tmp_path: Path) -> None:
     assert README.count("```sh\ncurl ") == len(EXAMPLES) == 13
     address = f"127.0.0.1:{(port := free_port())}"
     environment = {"PORT": str(port), "DATA_DIR": str(tmp_path / "data")}
@@ -33,7 +33,7 @@ def test_every_curl_example_gets_the_answer_it_shows(tmp_path: Path) -> None:
             assert bool(shown_head) == bool(head)
 
 
-def test_times_in_the_examples_tell_a_story() -> None:
+def test_example_times_are_consistent() -> None:
     times = TIME.findall("".join(answer for _, answer in EXAMPLES))
 
     assert len(set(times)) == 5, "created, updated, completed, and two more created"
@@ -44,7 +44,9 @@ def test_times_in_the_examples_tell_a_story() -> None:
     [("todo_api.main:app", "my_auth:Backend"), ("my_app:app", "")],
     ids=["backend", "middleware"],
 )
-def test_authentication_plugs_in_as_shown(database_url: str, tmp_path: Path, application: str, backend: str) -> None:
+def test_authentication_examples_work_as_shown(
+    database_url: str, tmp_path: Path, application: str, backend: str
+) -> None:
     for name, code in MODULES:
         (tmp_path / name).write_text(code)
     public_key = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
@@ -64,7 +66,7 @@ def test_authentication_plugs_in_as_shown(database_url: str, tmp_path: Path, app
         assert curl(f"curl {url}/api/{owner}/tasks")[1] == '{"error":"Unauthorized"}'
 
 
-def test_every_setting_is_in_the_table() -> None:
+def test_settings_table_lists_every_setting() -> None:
     rows = dict(re.findall(r"(?m)^\| `([A-Z_]+)` \|.*\| (.+?) \|$", README))
 
     assert list(rows) == [name.upper() for name in Settings.model_fields]

@@ -17,7 +17,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", URL)
     monkeypatch.setenv("CORS_ORIGINS", " https://a.example , http://localhost:3000,")
     monkeypatch.setenv("AUTH_BACKEND", "package.module:name")
@@ -34,7 +34,7 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_a_file_is_read_where_the_environment_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_takes_precedence_over_dotenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".env").write_text(f"DATABASE_URL={URL}\nPOOL_SIZE=3\nSOMEONE_ELSES=1\n")
     monkeypatch.setenv("POOL_SIZE", "4")
 
@@ -67,7 +67,7 @@ def test_a_file_is_read_where_the_environment_is_silent(tmp_path: Path, monkeypa
         ("PORT", "65536", "PORT cannot be read: it should be a port number from 1 to 65535."),
     ],
 )
-def test_a_bad_value_is_one_sentence_without_secrets(
+def test_invalid_value_is_one_line_without_secrets(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, sentence: str
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", URL)
@@ -81,25 +81,25 @@ def test_a_bad_value_is_one_sentence_without_secrets(
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_no_text_is_one_sentence(tmp_path: Path) -> None:
+def test_non_utf8_dotenv_is_one_line(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"DATABASE_URL=\xff")
 
     with pytest.raises(SettingsError, match=r"^\.env cannot be read: it should be a text file in UTF-8\.$"):
         Settings.read()
 
 
-def test_a_file_that_cannot_be_opened_is_one_sentence(tmp_path: Path) -> None:
+def test_unreadable_dotenv_is_one_line(tmp_path: Path) -> None:
     (tmp_path / ".env").touch(mode=0)
 
     with bound_by_permissions(), pytest.raises(SettingsError, match=r"^\.env cannot be read"):
         Settings.read()
 
 
-def test_settings_do_not_show_passwords() -> None:
+def test_repr_of_settings_hides_passwords() -> None:
     assert "pa55word" not in repr(settings_for(URL, database_url_unpooled=URL))
 
 
-def test_the_example_documents_every_variable_and_can_be_used(tmp_path: Path) -> None:
+def test_example_dotenv_documents_every_setting(tmp_path: Path) -> None:
     example = (ROOT / ".env.example").read_text()
     (tmp_path / ".env").write_text(example)
 

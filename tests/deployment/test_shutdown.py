@@ -1,4 +1,4 @@
-"""Whoever's request was accepted gets an answer of the service's own, also where the grace period ends before."""
+"""Every accepted request gets a response from the service, even if the server's grace period ends before it is done."""
 
 import re
 import signal
@@ -38,7 +38,7 @@ class Backend(BearerIsIdentity):
 
 @contextmanager
 def serve(url: str, cwd: Path, *, grace: int) -> Iterator[tuple[Process, int]]:
-    """Serve by the documented command, but for its grace period."""
+    """Serve by the documented command, with another grace period."""
     (cwd / "hanging.py").write_text(AUTHENTICATION)
     environment = {
         "DATABASE_URL": url,
@@ -58,11 +58,11 @@ def serve(url: str, cwd: Path, *, grace: int) -> Iterator[tuple[Process, int]]:
 
 
 def stop_while(server: Process, port: int, head: str, owner: str = "alice") -> tuple[str, dict[str, str], str]:
-    """Send a request, ask the server to stop while it is being served, and read the answer to the end."""
+    """Send a request, send the server SIGTERM while it is being handled, and read the whole response."""
     with socket.create_connection(("127.0.0.1", port)) as connection:
         request = f"{head.format(owner)}Host: x\r\nAuthorization: Bearer {owner}\r\nOrigin: {ORIGIN}\r\n\r\n"
         connection.sendall(request.encode())
-        connection.settimeout(0.5)  # it is being served, and not answered yet
+        connection.settimeout(0.5)  # the request is being handled: no response yet
         with pytest.raises(TimeoutError):
             connection.recv(1)
         connection.settimeout(20)
@@ -93,18 +93,18 @@ UPLOAD = "POST /api/{}/tasks HTTP/1.1\r\nContent-Type: application/json\r\nConte
 
 
 @pytest.mark.parametrize("head", [GET, UPLOAD, f"{GET}X-Hang: 1\r\n"], ids=["database away", "upload", "backend"])
-def test_a_request_cut_off_is_answered(head: str, tmp_path: Path) -> None:
+def test_request_cut_off_gets_500(head: str, tmp_path: Path) -> None:
     with serve("postgresql://todo@127.0.0.1:1/todo", tmp_path, grace=1) as (server, port):
         assert_cut_off(stop_while(server, port, head), server)
 
 
-def test_a_statement_cut_off_is_answered(database_url: str, tmp_path: Path) -> None:
+def test_running_statement_cut_off_gets_500(database_url: str, tmp_path: Path) -> None:
     owner = new_account(database_url)
     with serve(database_url, tmp_path, grace=1) as (server, port), locked(database_url):
         assert_cut_off(stop_while(server, port, GET, owner), server)
 
 
-def test_a_statement_without_answer_cut_off_is_answered(database_url: str, tmp_path: Path) -> None:
+def test_statement_without_response_cut_off_gets_500(database_url: str, tmp_path: Path) -> None:
     owner = new_account(database_url)
     [directory] = parse_qs(urlsplit(database_url).query)["host"]
     name = urlsplit(database_url).path
@@ -118,7 +118,7 @@ def test_a_statement_without_answer_cut_off_is_answered(database_url: str, tmp_p
             front.speak()
 
 
-def test_the_documented_grace_period_outlasts_every_request() -> None:
+def test_documented_grace_period_outlasts_every_request() -> None:
     graces = {int(command[1]) for command in COMMANDS.values() if command}
     [killed_after] = re.findall(r"allow (\d+) seconds before SIGKILL", (ROOT / "docs/deploy.md").read_text())
 

@@ -1,4 +1,4 @@
-"""Traces and metrics: in memory, and from a process to a receiver on loopback."""
+"""Traces and metrics: read in memory, and exported by a real process to a collector on loopback."""
 
 import json
 import subprocess
@@ -38,7 +38,7 @@ NOWHERE = "postgresql://todo:s3cret-pa55word@127.0.0.1:1/todo"
 
 
 class Recorder:
-    """Keeps what an application reports."""
+    """Collects the spans, metrics and logs that an application reports."""
 
     def __init__(self) -> None:
         self._spans = InMemorySpanExporter()
@@ -46,16 +46,16 @@ class Recorder:
         self.tracers.add_span_processor(SimpleSpanProcessor(self._spans))
         self._reader = InMemoryMetricReader()
         self.meters = MeterProvider([self._reader])
-        self.logs: Any = InMemoryLogRecordExporter()  # type: ignore[no-untyped-call]  # the SDK's omission
+        self.logs: Any = InMemoryLogRecordExporter()  # type: ignore[no-untyped-call]  # not annotated in the SDK
         self.loggers = LoggerProvider()
         self.loggers.add_log_record_processor(SimpleLogRecordProcessor(self.logs))
 
     def spans(self) -> list[dict[str, Any]]:
-        """Return the spans that have ended, in the order of their end."""
+        """Return the ended spans, in the order in which they ended."""
         return [json.loads(span.to_json()) for span in self._spans.get_finished_spans()]
 
     def points(self, name: str) -> list[dict[str, Any]]:
-        """Return what one metric says now."""
+        """Return the current data points of one metric."""
         data = self._reader.get_metrics_data()
         assert data
         found: list[dict[str, Any]] = [
@@ -71,7 +71,7 @@ class Recorder:
 
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    """Switch telemetry on, and take the place of the exporters."""
+    """Switch telemetry on, with in-memory exporters."""
     recorder = Recorder()
     monkeypatch.setattr(trace, "get_tracer_provider", lambda: recorder.tracers)
     monkeypatch.setattr(_logs, "get_logger_provider", lambda: recorder.loggers)
@@ -85,12 +85,12 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 @pytest.fixture
 def carol(recorder: Recorder, settings: Settings, database_url: str) -> Iterator[Person]:
-    """Someone who asks the application that reports."""
+    """A user of the application with telemetry on."""
     with CheckedClient(create_app(settings, BearerIsIdentity())) as client:
         yield Person(client, database_url, new_account(database_url))
 
 
-def test_a_request_is_a_span_with_a_span_of_its_statement(recorder: Recorder, carol: Person) -> None:
+def test_request_span_contains_its_statement_span(recorder: Recorder, carol: Person) -> None:
     answer = carol.ask(
         "POST",
         "?s3cret-query",
@@ -151,7 +151,7 @@ def test_each_operation_is_one_statement(
     assert [span["name"] for span in recorder.spans()[:-1]] == [f"{operation} tasks"]
 
 
-def test_what_needs_no_database_has_no_statement(recorder: Recorder, carol: Person) -> None:
+def test_request_without_statement_has_one_span(recorder: Recorder, carol: Person) -> None:
     carol.client.get("/s3cret-path")
     carol.client.options(
         "/s3cret-path", headers={"Origin": "https://x.example", "Access-Control-Request-Method": "GET"}
@@ -162,7 +162,7 @@ def test_what_needs_no_database_has_no_statement(recorder: Recorder, carol: Pers
     assert "s3cret" not in json.dumps(recorder.spans())
 
 
-def test_a_statement_that_fails_is_an_error_without_its_text(recorder: Recorder) -> None:
+def test_failed_statement_span_hides_exception_text(recorder: Recorder) -> None:
     client = CheckedClient(create_app(settings_for(NOWHERE, wake_seconds=0), BearerIsIdentity()))
 
     answer = client.get("/api/carol/tasks", headers={"Authorization": "Bearer carol"})
@@ -177,7 +177,7 @@ def test_a_statement_that_fails_is_an_error_without_its_text(recorder: Recorder)
     assert "pa55word" not in json.dumps(recorder.spans())
 
 
-def test_the_text_of_a_crash_stays_here(recorder: Recorder, settings: Settings) -> None:
+def test_crash_span_hides_exception_text(recorder: Recorder, settings: Settings) -> None:
     class Crashing:
         def __init__(self, app: object) -> None: ...
 
@@ -211,7 +211,7 @@ def test_requests_and_statements_are_measured(recorder: Recorder, carol: Person)
     }
 
 
-def test_the_pool_says_what_it_does(recorder: Recorder, database_url: str) -> None:
+def test_pool_metrics_count_connections(recorder: Recorder, database_url: str) -> None:
     name = {"db.client.connection.pool.name": database_url.partition("?")[0].rpartition("/")[2]}
     used, idle = ({"db.client.connection.state": state} for state in ("used", "idle"))
 
@@ -238,7 +238,7 @@ def test_the_pool_says_what_it_does(recorder: Recorder, database_url: str) -> No
 
 
 @pytest.mark.parametrize("environment", [{}, {ENDPOINT: "http://127.0.0.1:1", "OTEL_SDK_DISABLED": "true"}])
-def test_off_it_is_not_even_imported(environment: dict[str, str]) -> None:
+def test_sdk_is_imported_only_when_enabled(environment: dict[str, str]) -> None:
     code = """if True:
         import sys
         from todo_api.main import create_app
@@ -257,7 +257,7 @@ def test_off_it_is_not_even_imported(environment: dict[str, str]) -> None:
 
 @contextmanager
 def receiver() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
-    """Listen as a collector does; yield the URL, and what was posted to which path."""
+    """Run an OTLP collector; yield its URL, and the path and body of each POST."""
     posted: list[tuple[str, bytes]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -277,7 +277,7 @@ def receiver() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
             server.shutdown()
 
 
-def test_production_reports_to_the_endpoint_that_is_named(database_url: str, tmp_path: Path) -> None:
+def test_production_exports_to_the_otlp_endpoint(database_url: str, tmp_path: Path) -> None:
     owner = new_account(database_url)
     with receiver() as (endpoint, posted):
         environment = {

@@ -1,7 +1,7 @@
-"""Servers that the tests need, from the archive of Debian or Ubuntu, unpacked beside the virtual environment.
+"""Server programs that the tests need, from the package archive of Debian or Ubuntu, unpacked in the repository.
 
-As a command it unpacks them: it changes nothing of the system and needs no rights. Where they cannot be had it says
-why, and the tests that need them are skipped.
+Run as a command, it downloads and unpacks them, without root and without installing anything. If that fails it prints
+the reason, and tests that need the programs are skipped.
 """
 
 import os
@@ -19,17 +19,17 @@ SUITES = {"debian": (13, "trixie"), "ubuntu": (24.04, "noble")}
 
 
 class UnavailableError(Exception):
-    """Nothing can be unpacked here, for a reason."""
+    """The packages cannot be downloaded or unpacked; the message says why."""
 
 
 def find(program: str) -> str | None:
-    """Find a program: named by the variable of its name in capitals, unpacked here, or else on PATH."""
+    """Find a program: by the variable of its upper-case name, among those unpacked here, or on PATH."""
     unpacked = os.pathsep.join(str(FOLDER / "usr" / folder) for folder in ("sbin", "bin"))
     return os.environ.get(program.upper()) or shutil.which(program, path=unpacked) or shutil.which(program)
 
 
 def unpack() -> None:
-    """Unpack the packages with all that they depend on, down to the C library, and let their programs use it."""
+    """Unpack the packages with all dependencies, down to the C library, and link their programs to these."""
     source = _source()
     shutil.rmtree(FOLDER, ignore_errors=True)
     apt = FOLDER / "apt"
@@ -41,7 +41,7 @@ def unpack() -> None:
         "Dir::Etc::SourceList": apt / "sources.list",
         "Dir::Etc::SourceParts": "-",
         "Dir::State::Lists": apt / "lists",
-        "Dir::State::Status": apt / "status",  # nothing is installed: what is depended on comes too
+        "Dir::State::Status": apt / "status",  # empty, so that apt downloads every dependency
         "Dir::Cache::Archives": apt / "archives",
         "Dir::Cache::PkgCache": "",
         "Dir::Cache::SrcPkgCache": "",
@@ -60,7 +60,7 @@ def unpack() -> None:
 
 
 def _source() -> str:
-    """Write a source of packages: the system's own, of a release that is new enough."""
+    """Build the apt source: the system's own archive, with a release that is new enough."""
     try:
         system = platform.freedesktop_os_release()
         first, suite = SUITES[system["ID"]]
@@ -79,7 +79,7 @@ def _source() -> str:
 
 
 def _link() -> None:
-    """Make each program load the C library that was unpacked with it: the system's may be older."""
+    """Make each program load the unpacked C library; the system's may be older than it needs."""
     libraries = [path for path in FOLDER.glob("usr/lib/*-linux-*") if path.is_dir()]
     for program in [*FOLDER.glob("usr/sbin/*"), *FOLDER.glob("usr/bin/*")]:
         if program.is_symlink() or program.read_bytes()[:4] != b"\x7fELF":

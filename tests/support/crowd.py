@@ -1,4 +1,4 @@
-"""Threads for many requests at once."""
+"""Threads for concurrent requests."""
 
 import threading
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def untraced() -> Iterator[None]:
-    """Start threads that the measuring of coverage does not follow.
+    """Start threads without tracing them for coverage.
 
-    Where it follows greenlets, each thread it saw leaves a clean-up to the main thread, and Python 3.11 was seen to
-    hang when two of them met there. What a test's own threads run is not measured anyway.
+    With `concurrency = greenlet`, coverage leaves a clean-up of each traced thread to the main thread, and on Python
+    3.11 two of these were seen to deadlock. The lines that a test's own threads run are not measured anyway.
     """
     trace = threading.gettrace()
     threading.settrace(None)
@@ -23,6 +23,6 @@ def untraced() -> Iterator[None]:
 
 @contextmanager
 def crowd(size: int) -> Iterator[ThreadPoolExecutor]:
-    """Do things at once: at most `size` of them, all of which are done at the end."""
+    """Run calls in at most `size` threads; all have ended when the block is left."""
     with untraced(), ThreadPoolExecutor(size) as threads:
         yield threads

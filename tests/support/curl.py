@@ -1,4 +1,4 @@
-"""As much of curl as the README uses, as a function and as a command: the tests need nothing but Python."""
+"""The options of curl that the README uses, as a function and a command, so that the tests need no curl."""
 
 import argparse
 import shlex
@@ -19,7 +19,7 @@ _parser.add_argument("url")
 
 
 def curl(command: str) -> tuple[list[str], str]:
-    """Run a curl command; return the lines of the answer's head where it asks for them, and the body."""
+    """Run a curl command; return the status line and headers if it has `-i`, and the body."""
     name, *arguments = shlex.split(command.replace("\\\n", ""))
     assert name == "curl"
     return _run(arguments)

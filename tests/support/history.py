@@ -1,20 +1,20 @@
-"""What concurrent clients did to one keyed task, and whether any order of it explains what they saw."""
+"""The calls of concurrent clients to one keyed task, and a check that their history is linearizable."""
 
 from dataclasses import dataclass
 from functools import cache
 from math import inf
 
-# What is stored: the task's id and status, or None without a task.
+# The stored task's id and status, or None if there is no task.
 State = tuple[int, str] | None
-UNSEEN = 0  # the id of a task that no client saw
+UNSEEN = 0  # stands for the id of a task that no response contained
 
 
 @dataclass(frozen=True)
 class Call:
-    """One request: what was asked, when, and what was answered.
+    """One request, its response, and the time of both.
 
-    `task_id` is the task asked about, or for a create the one it answered with. `status` is the task's, in the answer.
-    A write that was answered 500 may have been applied at any time after its start, or never.
+    `task_id` is the task in the request, or for a create the one in the response. `status` is the one in the response.
+    A write answered with 500 may have been applied at any time after its start, or never.
     """
 
     operation: str  # create, complete, reopen, delete or get
@@ -26,7 +26,7 @@ class Call:
 
 
 def apply(call: Call, state: State, new_ids: frozenset[int]) -> list[State]:
-    """Name the states that the call may leave behind, none if it cannot have been answered so in this one."""
+    """List the states that may follow the call; none if its response is impossible in this state."""
     known = call.code < 500
     if call.operation == "create":
         after = [state] if state else [(task_id, "incomplete") for task_id in new_ids]
@@ -42,7 +42,7 @@ def apply(call: Call, state: State, new_ids: frozenset[int]) -> list[State]:
 
 
 def is_linearizable(calls: list[Call]) -> bool:
-    """Tell whether some order of the calls explains all answers, each taking effect between its start and its end."""
+    """Tell whether some order of the calls explains all responses, each taking effect between its start and end."""
     calls = [call for call in calls if call.code < 500 or call.operation != "get"]
     ends = [call.ended if call.code < 500 else inf for call in calls]
     ids = frozenset(call.task_id for call in calls) | {UNSEEN}

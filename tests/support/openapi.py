@@ -1,4 +1,4 @@
-"""Holds every answer against the OpenAPI document; run as a command, writes the document down."""
+"""Validates responses against the OpenAPI document. Run as a command, writes the document to openapi.json."""
 
 import json
 import re
@@ -23,7 +23,7 @@ NO_SCHEMA = (
 
 
 class Document:
-    """An OpenAPI document that answers can be checked against."""
+    """An OpenAPI document that responses can be validated against."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.document = document
@@ -33,7 +33,7 @@ class Document:
         ]
 
     def check(self, method: str, path: str, answer: httpx2.Response) -> None:
-        """Fail unless the answer is one that the document, or for other paths the error shape, allows."""
+        """Fail unless the document allows the response; errors on undocumented paths need only the error shape."""
         if answer.status_code >= 400 and method != "HEAD":
             assert answer.headers["content-type"] == "application/json"
             assert answer.json().keys() == {"error"}

@@ -1,4 +1,4 @@
-"""Files that may not be read, whoever runs the tests."""
+"""File permissions that apply even if root runs the tests."""
 
 import os
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def bound_by_permissions() -> Iterator[None]:
-    """Be a user whom permissions bind, also where root runs the tests."""
+    """Run the block as an unprivileged user, because root may read every file."""
     user = os.geteuid()
     os.seteuid(user or 64321)
     try:

@@ -1,4 +1,4 @@
-"""Real PostgreSQL for the tests: one embedded server for a run, a database of its own for whoever asks."""
+"""PostgreSQL for the tests: one embedded server for the whole run, and databases on it."""
 
 import asyncio
 import tempfile
@@ -19,16 +19,16 @@ WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND d
 
 @contextmanager
 def temporary_server() -> Iterator[str]:
-    """Run a server that is gone afterwards, and yield its URL."""
+    """Run a server in a temporary directory, and yield its URL."""
     with tempfile.TemporaryDirectory(prefix="todo-") as directory, embedded_postgres(Path(directory)) as url:
-        # Nothing here needs to survive a power cut.
+        # The data need not survive a power failure.
         sql(url, "ALTER SYSTEM SET fsync = off")
         sql(url, "SELECT pg_reload_conf()")
         yield url
 
 
 def sql(url: str, statement: str, *arguments: object) -> list[dict[str, Any]]:
-    """Run one statement on a connection of its own and return its rows."""
+    """Run one statement on a new connection and return its rows."""
 
     async def run() -> list[dict[str, Any]]:
         connection = await asyncpg.connect(url)
@@ -41,19 +41,19 @@ def sql(url: str, statement: str, *arguments: object) -> list[dict[str, Any]]:
 
 
 def new_database(server: str, name: str) -> str:
-    """Make an empty database and return its URL."""
+    """Create an empty database and return its URL."""
     sql(server, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
     sql(server, f'CREATE DATABASE "{name}"')
     return server.replace("/postgres?", f"/{name}?")
 
 
 def settings_for(url: str, **others: object) -> Settings:
-    """Make settings for a database, whatever the environment of the tests says."""
+    """Build settings for a database, independent of the environment variables."""
     return Settings.read(**{"database_url_unpooled": None, "auth_backend": None, "database_url": url, **others})
 
 
 def migrated_database(server: str, name: str) -> str:
-    """Make a database with the schema the migrations make, and return its URL."""
+    """Create a database, migrate it, and return its URL."""
     url = new_database(server, name)
     migrate(settings_for(url))
     return url
@@ -61,7 +61,7 @@ def migrated_database(server: str, name: str) -> str:
 
 @contextmanager
 def locked(url: str, by: str = "LOCK TABLE tasks") -> Iterator[None]:
-    """Hold the locks that a statement takes, and commit it at the end."""
+    """Run a statement in a transaction that is open, with its locks, until the block ends; then commit."""
     with asyncio.Runner() as runner:
         connection = runner.run(asyncpg.connect(url))
         try:
@@ -73,7 +73,7 @@ def locked(url: str, by: str = "LOCK TABLE tasks") -> Iterator[None]:
 
 
 def waiting_backend(url: str) -> int:
-    """Wait until a statement waits for a lock, and return the process id of its backend."""
+    """Wait until some statement is blocked by a lock, and return the process id of its backend."""
     deadline = time.monotonic() + 10
     while not (waiting := sql(url, WAITING)):
         assert time.monotonic() < deadline

