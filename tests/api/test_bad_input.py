@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.api import JSON, Person, error
+from tests.support.openapi import UPDATE_FIELDS
 
 NOT_JSON = "Request body must be valid JSON"
 NOT_AN_OBJECT = "Request body must be a JSON object"
@@ -14,7 +15,7 @@ NOT_JSON_TYPE = "Content-Type must be application/json"
 NO_ID = "Invalid task ID"
 NO_STATUS = "Invalid status value. Must be 'incomplete' or 'complete'"
 NO_TASK = "Task not found"
-NO_FIELD = "At least one field (title, description or status) must be provided"
+NO_FIELD = f"At least one field ({', '.join(UPDATE_FIELDS[:-1])} or {UPDATE_FIELDS[-1]}) must be provided"
 LONG = "1" * 1000
 
 

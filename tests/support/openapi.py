@@ -12,6 +12,10 @@ from tests.support.postgres import settings_for
 from todo_api.main import create_app
 
 WRITTEN = Path(__file__).parents[2] / "openapi.json"
+_SCHEMAS = json.loads(WRITTEN.read_text())["components"]["schemas"]
+# The fields of a task, in the order of its JSON; and those that an update takes.
+FIELDS = list(_SCHEMAS["TaskPublic"]["properties"])
+UPDATE_FIELDS = list(_SCHEMAS["TaskUpdate"]["properties"])
 NO_SCHEMA = (
     "/health/live",
     "/health/ready",
