@@ -1,1 +1,1 @@
-"""How fast the service is, beside FastAPI with SQL by hand and beside the usual FastAPI and ORM service."""
+"""Benchmarks of the service against FastAPI with hand-written SQL and against a usual FastAPI and ORM service."""

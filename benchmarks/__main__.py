@@ -23,18 +23,18 @@ TASKS = USERS * 100
 CLIENTS = 16
 ROUNDS = 5
 SECONDS = 2
-DOOMED = 40_000  # more than any of them can delete in a round
-# Ends without tidying up, which the service has not done either when it begins to listen.
+DOOMED = 40_000  # tasks to delete; more than any service deletes in a round
+# Exits without interpreter shutdown, which the measured start of the service does not include either.
 IMPORTS = "import fastapi, sqlmodel, sqlalchemy.ext.asyncio, asyncpg, os; os._exit(0)"
 
 
 def say(text: str) -> None:
-    """Tell how far the benchmark is."""
+    """Print progress to standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def machine() -> dict[str, Any]:
-    """Describe what the figures were measured on."""
+    """Describe the machine, the versions and the load generator."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     processor = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return {
@@ -47,7 +47,7 @@ def machine() -> dict[str, Any]:
 
 
 def measure(database: BenchmarkDatabase, running: Service, operation: str) -> dict[str, float]:
-    """Put one service under load for a while."""
+    """Measure one operation of one service under load: rate, processor time and latencies."""
     work = Work(operation, USERS, database.tasks, database.doom(DOOMED) if operation == "delete" else 0)
     api, postgres = running.cpu_seconds(), database.cpu_seconds()
     load = apply_load(running.url, work, clients=CLIENTS, seconds=SECONDS)
@@ -61,7 +61,7 @@ def measure(database: BenchmarkDatabase, running: Service, operation: str) -> di
 
 
 def compare(database: BenchmarkDatabase, services: list[Service]) -> dict[str, dict[str, list[dict[str, float]]]]:
-    """Measure every operation of every service, interleaved, so that the machine's moods hit all alike."""
+    """Measure every operation of every service, interleaved, so that drifts of the machine affect all alike."""
     samples: dict[str, dict[str, list[dict[str, float]]]] = {
         operation: {running.name: [] for running in services} for operation in OPERATIONS
     }
@@ -77,7 +77,7 @@ def compare(database: BenchmarkDatabase, services: list[Service]) -> dict[str, d
 
 
 def start_up(database_url: str) -> dict[str, float]:
-    """Time the service from its start to its first answer, and the bare imports, in turn; medians in seconds."""
+    """Measure the time until the service listens, and that of the imports alone; medians in seconds."""
     imports, ours = [], []
     for _ in range(ROUNDS + 2):
         started = time.perf_counter()
@@ -90,7 +90,7 @@ def start_up(database_url: str) -> dict[str, float]:
 
 
 def round_trips(database: BenchmarkDatabase) -> dict[str, dict[str, float]]:
-    """Count the round trips of each operation on the wire, once every connection is warm."""
+    """Count each operation's round trips to PostgreSQL, after every connection has prepared its statements."""
     trips: dict[str, dict[str, float]] = {}
     with Front(database.socket) as front:
         for name in APPLICATIONS:
@@ -111,7 +111,7 @@ def round_trips(database: BenchmarkDatabase) -> dict[str, dict[str, float]]:
 
 
 def ask(client: httpx2.Client, operation: str, doomed: int) -> None:
-    """Make one request, as the load does."""
+    """Send one request like those of the load generator."""
     body = {"create": {"title": "Buy milk"}, "update": {"title": "Buy oat milk"}}.get(operation)
     method, user, path = {
         "list": ("GET", "u1", ""),
@@ -126,7 +126,7 @@ def ask(client: httpx2.Client, operation: str, doomed: int) -> None:
 
 
 def main() -> None:
-    """Run the benchmark and write its result into the documentation."""
+    """Run the benchmark and write its results into the documentation."""
     result: dict[str, Any] = {"machine": machine(), "clients": CLIENTS, "rounds": ROUNDS, "seconds": SECONDS}
     say(f"Load by {GENERATOR}. Filling {TASKS} tasks of {USERS} users.")
     with benchmark_database(TASKS) as database:

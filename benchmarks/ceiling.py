@@ -1,6 +1,6 @@
-"""FastAPI with SQL typed by hand on asyncpg, one round trip an operation: what the framework and the driver can do.
+"""FastAPI with hand-written SQL on asyncpg, one round trip per operation: the ruler for FastAPI and the driver.
 
-It asks nobody who they are, sets no headers, and leaves a database that goes away to its caller.
+It has no authentication, sets no headers, and does not handle an unavailable database.
 """
 
 import os
@@ -32,21 +32,21 @@ DELETE = "DELETE FROM tasks WHERE user_id = $1 AND id = $2"
 
 
 class NewTask(BaseModel):
-    """What creates a task."""
+    """The fields of a task to create."""
 
     title: str = Field(min_length=1, max_length=255)
     description: str | None = Field(default=None, max_length=5000)
 
 
 class Changes(BaseModel):
-    """What changes a task."""
+    """The fields of a task to change."""
 
     title: str | None = Field(default=None, min_length=1, max_length=255)
     description: str | None = Field(default=None, max_length=5000)
 
 
 async def _keep(_: asyncpg.Connection) -> None:
-    """Spare the round trip that asyncpg's pool takes to reset a connection."""
+    """Replace the pool's reset of a connection, which takes a round trip."""
 
 
 @asynccontextmanager

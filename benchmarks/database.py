@@ -1,4 +1,4 @@
-"""The database of the benchmark: a server of its own, filled with many users' tasks."""
+"""The benchmark's database: an embedded server with the tasks of many users."""
 
 import asyncio
 import os
@@ -15,15 +15,15 @@ from benchmarks.processes import cpu_seconds
 from todo_api.migrations import migrate
 
 USERS = 2000
-# What a task of the benchmark says, 60 to 70 characters in all.
+# Title and description of a task, together 60 to 70 characters.
 TEXTS = "'Buy milk ' || n, 'Two litres, and the good bread from the market'"
 
 
 class BenchmarkDatabase:
-    """An embedded PostgreSQL with the schema that the migrations make.
+    """A migrated and filled database on an embedded PostgreSQL.
 
-    Task 1 belongs to user u1, task 2 to u2, and so on, round and round. Users c1, c2 … own what the load creates, and d
-    what it deletes.
+    Task 1 belongs to user u1, task 2 to u2, and so on, starting again at u1 after the last user. Users c1, c2 … own the
+    tasks that the load creates, user d those that it deletes.
     """
 
     def __init__(self, url: str, tasks: int, users: int) -> None:
@@ -45,7 +45,7 @@ class BenchmarkDatabase:
     def _add_tasks(self, owner: str, tasks: int) -> None:
         async def add() -> None:
             connection = await asyncpg.connect(self.url)
-            # The owners exist; to have each row looked up would take minutes.
+            # Skips the foreign key's check of each row, which would take minutes; the owners exist.
             await connection.execute("SET session_replication_role = replica")
             await connection.execute(
                 f"INSERT INTO tasks (user_id, title, description) "
@@ -58,12 +58,12 @@ class BenchmarkDatabase:
         asyncio.run(add())
 
     def own(self, user: str, tasks: int) -> None:
-        """Have one more user with so many tasks."""
+        """Add a user with this many tasks."""
         self._add_users(f"'{user}'")
         self._add_tasks(f"'{user}'", tasks)
 
     def doom(self, tasks: int) -> int:
-        """Have the user d own so many tasks to delete and no others, and return the first id of them."""
+        """Replace the tasks of user d, which the load deletes, by this many new ones, and return the first id."""
         sql(self.url, "DELETE FROM tasks WHERE user_id = 'd'")
         statement = (
             "WITH made AS ("
@@ -75,15 +75,15 @@ class BenchmarkDatabase:
 
     @property
     def socket(self) -> str:
-        """The path of the socket that the server listens on."""
+        """The path of the server's Unix socket."""
         return str(self._directory / ".s.PGSQL.5432")
 
     def url_through(self, port: int) -> str:
-        """Make the URL of the same database behind something that listens on a port."""
+        """Return the URL of the same database through a proxy on this port."""
         return f"postgresql://postgres@127.0.0.1:{port}/postgres"
 
     def cpu_seconds(self) -> dict[int, float]:
-        """Tell how long each of the server's processes has been at work."""
+        """Return the processor seconds of each of the server's processes."""
         return cpu_seconds(int((self._directory / "postmaster.pid").read_text().split()[0]))
 
     @property
@@ -93,9 +93,10 @@ class BenchmarkDatabase:
 
 @contextmanager
 def benchmark_database(tasks: int, users: int = USERS) -> Iterator[BenchmarkDatabase]:
-    """Run a server with so many tasks, shared evenly by so many users.
+    """Run a server with this many tasks, distributed evenly over the users.
 
-    A quarter of the machine's memory is its own, as PostgreSQL's manual advises; nothing needs to survive a power cut.
+    `shared_buffers` is a quarter of the machine's memory, as PostgreSQL's manual advises. `fsync` is off, because the
+    data need not survive a power failure.
     """
     megabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
     with tempfile.TemporaryDirectory(prefix="todo-") as directory:

@@ -1,6 +1,6 @@
-"""An ASGI callable on asyncpg's prepared statements, without a framework: what uvicorn and the driver can do.
+"""An ASGI callable on asyncpg's prepared statements, without a framework: the ruler for uvicorn and the driver.
 
-It splits the path itself, checks nothing, and has PostgreSQL write the JSON.
+It splits the path itself, validates nothing, and lets PostgreSQL produce the JSON.
 """
 
 import asyncio

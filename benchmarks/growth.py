@@ -1,4 +1,4 @@
-"""`make bench-growth`: a distant database, a growing table, long lists, more clients and more workers."""
+"""`make bench-growth`: latency to the database, table size, list length, number of clients and workers."""
 
 import asyncio
 import statistics
@@ -28,13 +28,13 @@ SECONDS = 3
 
 
 def load_of(database: BenchmarkDatabase, operation: str) -> Work:
-    """Tell which requests to make of an operation."""
+    """Describe the requests of one operation."""
     doomed = database.doom(40_000) if operation == "delete" else 0
     return Work(operation, database.users, database.tasks, doomed)
 
 
 def distant(database: BenchmarkDatabase) -> dict[str, Any]:
-    """Measure each operation with one client and a database 5 ms away, in the terms of that round trip."""
+    """Measure each operation with one client and a round trip of 5 ms to the database."""
     found: dict[str, Any] = {"operations": {}}
     with relay(database.socket, ROUND_TRIP) as port:
         url = database.url_through(port)
@@ -53,7 +53,7 @@ def distant(database: BenchmarkDatabase) -> dict[str, Any]:
 
 
 async def round_trip(url: str) -> float:
-    """Measure how long the database takes to answer a prepared statement that asks for nothing; milliseconds."""
+    """Measure the round trip to the database by a prepared `SELECT 1`; the median in milliseconds."""
     connection = await asyncpg.connect(url)
     statement = await connection.prepare("SELECT 1")
     times = []
@@ -89,12 +89,12 @@ def sizes() -> dict[str, dict[str, list[float]]]:
 
 
 def reset_peak(running: Service) -> None:
-    """Have the kernel forget how much memory the process held at its highest."""
+    """Reset the process's peak memory, `VmHWM`, in the kernel."""
     Path(f"/proc/{running.pid}/clear_refs").write_text("5")
 
 
 def lists(database: BenchmarkDatabase) -> dict[str, Any]:
-    """Measure lists of growing length, and what they do to others."""
+    """Measure lists of growing length, and the latency of other users' reads meanwhile."""
     others = Work("get", database.users, database.tasks)
     found: dict[str, Any] = {"sizes": {}}
     with ThreadPoolExecutor() as threads:
@@ -126,7 +126,7 @@ def lists(database: BenchmarkDatabase) -> dict[str, Any]:
 
 
 def list_times(running: Service, size: int, seconds: float) -> Iterator[float]:
-    """Ask for one user's list again and again for some seconds; milliseconds of each."""
+    """Request one user's list repeatedly for some seconds; yield the milliseconds of each."""
     user = f"owner-of-{size}"
     over = time.perf_counter() + seconds
     with httpx2.Client(headers={"Authorization": f"Bearer {user}"}, timeout=60) as client:
@@ -140,7 +140,7 @@ def list_times(running: Service, size: int, seconds: float) -> Iterator[float]:
 
 
 def clients(database: BenchmarkDatabase) -> dict[str, Any]:
-    """Measure reads with more and more clients, by one worker, by two, and by the ceiling's one."""
+    """Measure reads with a growing number of clients: one worker, two workers, and one of the ceiling."""
     work = Work("get", database.users, database.tasks)
     found: dict[str, Any] = {}
     with ExitStack() as stack:
@@ -159,7 +159,7 @@ def clients(database: BenchmarkDatabase) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run it all and write the result into the documentation."""
+    """Run all measurements and write the results into the documentation."""
     result: dict[str, Any] = {"machine": machine()}
     with benchmark_database(USERS * 100) as database:
         result["distant"] = distant(database)

@@ -1,4 +1,4 @@
-"""Load from a process of its own: wrk where it is installed, Locust from the Python registry where it is not."""
+"""Load from a separate process: wrk if it is installed, otherwise Locust."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ OPERATIONS = ("list", "get", "create", "update", "complete", "delete")
 
 
 class Work(NamedTuple):
-    """Which requests to make: of `tasks` that belong to u1, u2 … in turn, and from `doomed` on, to be deleted."""
+    """The requests to send: `tasks` belong to u1, u2 … in turn; `doomed` is the first id to delete."""
 
     operation: str
     users: int
@@ -22,7 +22,7 @@ class Work(NamedTuple):
 
 
 class Load(NamedTuple):
-    """What came of a load: the percentiles are in milliseconds."""
+    """The result of a load: requests per second, and percentiles in milliseconds."""
 
     requests: int
     rate: float
@@ -31,11 +31,11 @@ class Load(NamedTuple):
 
 
 class LoadError(Exception):
-    """The generator did not work, or some request was not answered as it should be."""
+    """The load generator failed, or a response was not the expected one."""
 
 
 def apply_load(url: str, work: Work, *, clients: int, seconds: int) -> Load:
-    """Have `clients` make requests for some seconds, each as soon as its last one was answered."""
+    """Send requests from `clients` for some seconds, each client its next one as soon as the last is answered."""
     arguments = [str(value) for value in work]
     if GENERATOR == "wrk":
         script = str(HERE / "workload.lua")

@@ -1,4 +1,4 @@
-"""The services that are compared, each a uvicorn worker of its own, and what the kernel says of their processes."""
+"""The services compared, each in its own uvicorn process, and their processor time and memory."""
 
 import os
 import socket
@@ -21,24 +21,24 @@ APPLICATIONS = {
 
 
 def cpu_seconds(pid: int) -> dict[int, float]:
-    """Tell how long a process and each of its children have been at work."""
+    """Return the processor seconds of a process and of each of its children."""
     try:
-        # The clock of another process, as Linux numbers it: exact, where /proc counts hundredths of a second.
+        # The processor clock of another process in Linux's numbering: nanoseconds, while /proc has 10 ms ticks.
         found = {pid: time.clock_gettime(~pid << 3 | 2)}
         for child in _children(pid):
             found |= cpu_seconds(child)
-    except OSError:  # it has just ended
+    except OSError:  # the process has just ended
         return {}
     return found
 
 
 def spent(before: dict[int, float], after: dict[int, float]) -> float:
-    """Tell how long the processes that are still there have been at work since."""
+    """Return the processor seconds that the processes which still run have used in between."""
     return sum(seconds - before.get(pid, 0) for pid, seconds in after.items())
 
 
 def memory(pid: int, what: str) -> float:
-    """Read the resident memory of a process and its children in MB: `VmRSS` now, or `VmHWM` at its highest."""
+    """Read the resident memory of a process and its children in MB: `VmRSS` for the current, `VmHWM` for the peak."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     kilobytes = int(next(line for line in lines if line.startswith(what + ":")).split()[1])
     return kilobytes / 1024 + sum(memory(child, what) for child in _children(pid))
@@ -49,7 +49,7 @@ def _children(pid: int) -> list[int]:
 
 
 class Service:
-    """One of the services at work."""
+    """A running service."""
 
     def __init__(self, name: str, popen: subprocess.Popen[bytes], port: int) -> None:
         self.name = name
@@ -57,7 +57,7 @@ class Service:
         self.url = f"http://127.0.0.1:{port}"
 
     def cpu_seconds(self) -> dict[int, float]:
-        """Tell how long each of its processes has been at work."""
+        """Return the processor seconds of each of its processes."""
         return cpu_seconds(self.pid)
 
     def memory(self, what: str) -> float:

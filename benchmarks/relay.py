@@ -1,4 +1,4 @@
-"""A database some milliseconds away: relays a port to a Unix socket, late."""
+"""Simulates a distant database: relays a port to a Unix socket with a delay."""
 
 import multiprocessing
 import socket
@@ -13,7 +13,7 @@ from tests.support.serving import free_port
 def _pump(source: socket.socket, sink: socket.socket, delay: float) -> None:
     with suppress(OSError):
         while data := source.recv(1 << 20):
-            time.sleep(delay)  # more exact than an event loop, which counts in milliseconds
+            time.sleep(delay)  # more precise than an event loop's timers of 1 ms
             sink.sendall(data)
     for end in (source, sink):
         with suppress(OSError):
@@ -33,7 +33,7 @@ def _serve(port: int, upstream: str, delay: float) -> None:
 
 @contextmanager
 def relay(upstream: str, round_trip: float) -> Iterator[int]:
-    """Relay a port to a Unix socket in a process of its own, each request late by `round_trip` seconds."""
+    """Relay a port to a Unix socket in a separate process, delaying each request by `round_trip` seconds."""
     port = free_port()
     process = multiprocessing.get_context("spawn").Process(
         target=_serve, args=(port, upstream, round_trip), daemon=True

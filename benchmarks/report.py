@@ -1,4 +1,4 @@
-"""Tables and plots: from what was measured to the documentation."""
+"""Writes the results as tables and plots into the documentation."""
 
 import json
 import re
@@ -14,7 +14,7 @@ SINGLE = ("get", "create", "update", "complete", "delete")
 
 
 def save(name: str, result: dict[str, Any]) -> None:
-    """Keep a result, and write its tables between the marks in the documentation."""
+    """Save a result as JSON, and write its tables between the marks in the documentation."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     page = DOCS / "performance.md"
@@ -23,7 +23,7 @@ def save(name: str, result: dict[str, Any]) -> None:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Write a table in Markdown."""
+    """Format a table in Markdown."""
     lines = [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
     return "\n".join(lines) + "\n"
 
@@ -33,7 +33,7 @@ def _median(samples: list[dict[str, float]], figure: str) -> float:
 
 
 def _ratio(ours: list[dict[str, float]], others: list[dict[str, float]], figure: str) -> float:
-    """Take the median of the rounds' own ratios; of a cost, its inverse: more is better."""
+    """Return the median of the ratios per round, inverted for costs so that more is better."""
     ratios = [mine[figure] / other[figure] for mine, other in zip(ours, others, strict=True)]
     return statistics.median(ratios if figure == "rate" else [1 / ratio for ratio in ratios])
 
@@ -43,7 +43,7 @@ def _growth(first: list[float], last: list[float]) -> float:
 
 
 def bench(result: dict[str, Any]) -> str:
-    """Write what `make bench` found."""
+    """Format the results of `make bench`."""
     samples = result["samples"]
     figures = table(
         ("operation", "", "requests/s", "API µs", "PostgreSQL µs", "p50 ms", "p99 ms", "p99 / p50", "round trips"),
@@ -92,7 +92,7 @@ def _where(result: dict[str, Any]) -> str:
 
 
 def growth(result: dict[str, Any]) -> str:
-    """Write what `make bench-growth` found, and draw it."""
+    """Format the results of `make bench-growth`, and plot them."""
     _draw(result)
     distant = result["distant"]
     trip = distant["round_trip"]
@@ -158,9 +158,9 @@ def growth(result: dict[str, Any]) -> str:
 
 
 def _draw(result: dict[str, Any]) -> None:
-    import matplotlib.pyplot as plt  # noqa: PLC0415  # takes a second, and only growth is drawn
+    import matplotlib.pyplot as plt  # noqa: PLC0415  # takes a second to import, and only this function needs it
 
-    plt.rcParams["svg.hashsalt"] = "todo-api"  # the same figures make the same file
+    plt.rcParams["svg.hashsalt"] = "todo-api"  # the same figures give the same file
     PLOTS.mkdir(exist_ok=True)
 
     def plot(name: str, lines: dict[str, tuple[list[int], list[float]]], x: str, y: str, *, log: bool) -> None:

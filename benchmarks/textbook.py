@@ -1,6 +1,6 @@
 """The service as tutorials of FastAPI and SQLModel write it: sessions, entities, refresh, response models.
 
-It asks nobody who they are either.
+It has no authentication.
 """
 
 import os
@@ -25,14 +25,14 @@ def _now() -> datetime:
 
 
 class TaskBase(SQLModel):
-    """What a task says."""
+    """The fields that clients write."""
 
     title: str = Field(min_length=1, max_length=255)
     description: str | None = Field(default=None, max_length=5000)
 
 
 class Task(TaskBase, table=True):
-    """A task as stored."""
+    """A row of the table."""
 
     __tablename__: ClassVar[str] = "tasks"
 
@@ -44,18 +44,18 @@ class Task(TaskBase, table=True):
 
 
 class TaskCreate(TaskBase):
-    """What creates a task."""
+    """The body of a create."""
 
 
 class TaskUpdate(SQLModel):
-    """What changes a task."""
+    """The body of an update."""
 
     title: str | None = Field(default=None, min_length=1, max_length=255)
     description: str | None = Field(default=None, max_length=5000)
 
 
 class TaskPublic(TaskBase):
-    """A task as it is answered."""
+    """A task in a response."""
 
     id: int
     user_id: str

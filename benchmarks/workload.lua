@@ -1,6 +1,6 @@
 -- The requests of one operation, for wrk:
 --   wrk … -s workload.lua URL -- <operation> <users> <tasks> <first id to delete>
--- Task 1 belongs to user u1, task 2 to u2, and so on, round and round.
+-- Task 1 belongs to user u1, task 2 to u2, and so on, starting again at u1 after the last user.
 local operation, users, tasks, doomed
 
 local method = { list = "GET", get = "GET", create = "POST", update = "PUT", complete = "PATCH", delete = "DELETE" }
@@ -32,7 +32,7 @@ function request()
   return request_to("u" .. ((task - 1) % users + 1), rest)
 end
 
--- Microseconds, as wrk counts them.
+-- wrk reports microseconds.
 function done(summary, latency)
   local errors = summary.errors
   io.write(string.format(

@@ -1,4 +1,4 @@
-"""The requests of one operation, for Locust, where there is no wrk: as `workload.lua` makes them.
+"""The requests of one operation for Locust, the same as `workload.lua` sends with wrk.
 
 python workload.py URL CLIENTS SECONDS operation users tasks first-id-to-delete
 """
@@ -14,9 +14,9 @@ from gevent import monkey
 
 monkey.patch_all()
 
-import gevent  # noqa: E402  # after the patching
-from locust import FastHttpUser  # noqa: E402  # the same
-from locust.env import Environment  # noqa: E402  # the same
+import gevent  # noqa: E402  # imported after patching
+from locust import FastHttpUser  # noqa: E402  # imported after patching
+from locust.env import Environment  # noqa: E402  # imported after patching
 
 URL, CLIENTS, SECONDS, OPERATION, USERS, TASKS, DOOMED = sys.argv[1:]
 METHODS = {"list": "GET", "get": "GET", "create": "POST", "update": "PUT", "complete": "PATCH", "delete": "DELETE"}
@@ -28,7 +28,7 @@ doomed = count(int(DOOMED))
 
 
 def target() -> tuple[str, str]:
-    """Choose whose path to ask for, and what follows it."""
+    """Choose a user, and the rest of the path after `/tasks`."""
     if OPERATION in ("list", "create"):
         return f"{OPERATION[0].replace('l', 'u')}{random.randint(1, int(USERS))}", ""
     if OPERATION == "delete":
@@ -38,14 +38,14 @@ def target() -> tuple[str, str]:
 
 
 def ask(user: FastHttpUser) -> None:
-    """Make one request."""
+    """Send one request."""
     owner, rest = target()
     headers = {"Authorization": f"Bearer {owner}"}
     path = f"/api/{owner}/tasks{rest}"
     user.client.request(METHODS[OPERATION], path, name=OPERATION, json=BODIES.get(OPERATION), headers=headers)
 
 
-# Each makes a request as soon as the last one was answered.
+# Each client sends its next request as soon as the last one is answered.
 Client = type("Client", (FastHttpUser,), {"host": URL, "tasks": [ask]})
 environment = Environment(user_classes=[Client])
 times: list[float] = []
