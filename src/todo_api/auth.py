@@ -1,7 +1,7 @@
-"""The interface to the authentication layer: from whatever is plugged in to the owner of a request.
+"""Finds the owner of a request, by the authentication backend or by `scope["user"]`.
 
-The service authenticates nobody. A configured backend says who is asking, or else `scope["user"]`, which a middleware
-around the application sets; without either, every request is unauthenticated.
+The service has no authentication of its own. If no backend is configured, a middleware around the application has to
+set `scope["user"]`; without either, every request is unauthenticated.
 """
 
 import importlib
@@ -22,7 +22,7 @@ _UNADDRESSABLE = re.compile("[/\0\ud800-\udfff]")
 def load_backend(import_string: str) -> AuthenticationBackend:
     """Load the backend that `package.module:name` names: a class, an instance or a factory.
 
-    Raises `SettingsError` where there is none.
+    Raises `SettingsError` if it cannot be loaded.
     """
     module, _, name = import_string.partition(":")
     try:
@@ -31,7 +31,7 @@ def load_backend(import_string: str) -> AuthenticationBackend:
             backend = getattr(backend, part)
         if isinstance(backend, type) or not hasattr(backend, "authenticate"):
             backend = backend()
-    except Exception as error:  # whatever the plugged-in code raises, the operator gets one sentence
+    except Exception as error:  # any error in the backend's code is reported to the operator in one line
         raise SettingsError(f"AUTH_BACKEND cannot be loaded from {import_string}: {error!r}.") from error
     if not hasattr(backend, "authenticate"):
         raise SettingsError(f"AUTH_BACKEND {import_string} is not an authentication backend: it has no authenticate().")
@@ -49,7 +49,7 @@ def is_addressable(identity: object) -> TypeGuard[str]:
 
 
 async def identify(request: Request) -> str:
-    """Find out who is asking: the owner of the tasks of this request. Raises `Unauthorized` if nobody is known."""
+    """Authenticate a request and return its user's id, the owner of the tasks. Raises `Unauthorized`."""
     backend: AuthenticationBackend | None = request.app.state.auth_backend
     if backend is None:
         user = request.scope.get("user")
@@ -63,7 +63,7 @@ async def identify(request: Request) -> str:
         raise Unauthorized
     owner = user.identity
     if not is_addressable(owner):
-        # The value is not logged: a faulty layer may have put a token there.
+        # The value is not logged, because a faulty backend may have put a token there.
         what = f"{len(owner)} characters" if isinstance(owner, str) else type(owner).__name__
         logger.warning("refused an identity that no path can address: %s", what)
         raise Unauthorized

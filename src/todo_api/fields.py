@@ -1,4 +1,4 @@
-"""What a task's field is besides its column: its JSON Schema, its examples, and who may write it.
+"""The API's part of a task's field: its JSON Schema, its examples, and which operations accept it.
 
 `models.Task` declares the fields; the SQL, the checks of request bodies and the OpenAPI document are derived from it.
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 from todo_api.errors import BadRequest
 
-# Checks a JSON value and returns what is stored; raises `BadRequest` with the sentence for the client.
+# Checks a JSON value and returns the value to store; raises `BadRequest` with the message for the client.
 Reader = Callable[[object], object]
 
 
@@ -29,7 +29,7 @@ class TaskField:
 
 
 def text(name: str, limit: int, *, blank: str | None = None) -> Reader:
-    """Read a string of at most `limit` code points; if `blank` is given, refuse null, empty and blank with it."""
+    """Build a reader of strings of at most `limit` code points, which refuses null and blank with `blank`, if given."""
 
     def read(value: object) -> str:
         if blank and (value is None or value == "" or (isinstance(value, str) and value.isspace())):
@@ -50,7 +50,7 @@ def text(name: str, limit: int, *, blank: str | None = None) -> Reader:
 
 
 def one_of(choices: Collection[str], message: str) -> Reader:
-    """Read one of a few strings; refuse anything else with `message`."""
+    """Build a reader that accepts only the strings in `choices`, and refuses anything else with `message`."""
 
     def read(value: object) -> str:
         if not isinstance(value, str) or value not in choices:

@@ -1,4 +1,4 @@
-"""Whether the process serves, and whether its database does."""
+"""Probes of liveness and readiness."""
 
 import asyncio
 import logging
@@ -29,7 +29,7 @@ async def live() -> Response:
 
 @router.api_route("/ready", methods=["GET", "HEAD"])
 async def ready(request: Request) -> Response:
-    """Tell whether the database answers with the schema this version needs."""
+    """Report whether the database answers and has every column that this version uses."""
     try:
         async with asyncio.timeout(READY_SECONDS):
             await request.app.state.database.run(_READY, {})

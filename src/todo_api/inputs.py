@@ -1,6 +1,6 @@
-"""What a request to one of the six operations says, checked when the endpoint asks for it.
+"""Reads and checks the inputs of the six operations, each when the endpoint calls for it.
 
-Bodies are read here and not declared to FastAPI, which would read them before anyone knows who is asking.
+Bodies are not declared to FastAPI, which would read them before the request is authenticated.
 """
 
 import json
@@ -25,10 +25,10 @@ _INVALID_JSON = "Request body must be valid JSON"
 
 
 class OwnerRequest(Request):
-    """A request with the tasks of whoever is asking.
+    """An authenticated request, with its owner's tasks.
 
-    The methods raise `BadRequest` for a fault in what they read. An endpoint calls them in the order in which the API
-    names faults: id, body, query.
+    The methods raise `BadRequest` if the input is invalid. An endpoint calls them in the order in which the API reports
+    faults: id, body, query.
     """
 
     tasks: TaskStore
@@ -41,7 +41,7 @@ class OwnerRequest(Request):
         return int(task_id)
 
     def status_filter(self) -> Status | None:
-        """Read the query's `status`, None for all."""
+        """Read the query parameter `status`; None means all."""
         values = self.query_params.getlist("status")
         if values in ([], [""]):
             return None
@@ -50,7 +50,7 @@ class OwnerRequest(Request):
         return cast("Status", values[0])
 
     def page(self, status: Status | None) -> Page | None:
-        """Read which page of the list with this status is asked for, None for the whole list."""
+        """Read the requested page of the list with this status; None means the whole list."""
         return read_page(self.query_params, self.tasks.owner, status)
 
     async def new_task(self) -> tuple[dict[str, object], str | None]:
@@ -64,7 +64,7 @@ class OwnerRequest(Request):
         return read_changes(self._json_object(await self._bounded_body()))
 
     async def _bounded_body(self) -> bytes:
-        """Read the body, at most `MAX_BODY` bytes of it, whatever length it declares."""
+        """Read the body; raise `BodyTooLarge` if its declared or its real length exceeds `MAX_BODY` bytes."""
         declared = self.headers.get("content-length", "").lstrip("0")
         if declared.isdecimal() and declared.isascii() and (len(declared) > 18 or int(declared) > MAX_BODY):
             raise BodyTooLarge

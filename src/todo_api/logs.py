@@ -1,4 +1,4 @@
-"""The shape of the log: for people in development, one JSON object a line in production."""
+"""Log formats: plain text in development, one JSON object per line in production."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime
 
 
 class TextFormatter(logging.Formatter):
-    """Lines for a person, each with the id of its request."""
+    """Plain text lines with the request id."""
 
     def __init__(self) -> None:
         super().__init__("%(levelname)s %(message)s [%(request_id)s]")
@@ -27,9 +27,10 @@ class TextFormatter(logging.Formatter):
 
 
 class JSONFormatter(logging.Formatter):
-    """One JSON object a line, with the id of its request and whatever fields the record has.
+    """One JSON object per line, with the request id and the record's fields.
 
-    A record's fields are a dict as its only argument, and `extra`. They never replace the formatter's own keys.
+    A record's fields are those of a dict that is its only argument, and those of `extra`. They never replace the
+    formatter's own keys.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -49,12 +50,12 @@ class JSONFormatter(logging.Formatter):
         fields = {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
         if isinstance(record.args, dict):
             fields |= record.args
-        line = line | fields | line  # in this order, and with its own keys as they were
+        line = line | fields | line  # the formatter's keys come first and keep their values
         try:
             encoded = orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS)
         except orjson.JSONEncodeError:  # a lone surrogate, an integer over 64 bits, or a cycle
             return json.dumps({str(name): str(value) for name, value in line.items()})
-        # ASCII only: some readers take U+2028 and the like for the end of a line.
+        # ASCII only, because some log readers treat U+2028 and similar characters as line breaks.
         return encoded.decode() if encoded.isascii() else json.dumps(orjson.loads(encoded))
 
 
@@ -64,7 +65,7 @@ def _second(seconds: int) -> str:
 
 
 def configure(formatter: logging.Formatter) -> None:
-    """Write what the service and its server log to standard error, unless logging was configured before."""
+    """Send the logs of the service and of uvicorn to standard error, unless logging is already configured."""
     root = logging.getLogger()
     if root.handlers:
         return
@@ -75,5 +76,5 @@ def configure(formatter: logging.Formatter) -> None:
     server = logging.getLogger("uvicorn")
     server.handlers.clear()
     server.propagate = True
-    # Its lines would be second ones about each request, and hold the path.
+    # The access log would repeat each request's line, with the path in it.
     logging.getLogger("uvicorn.access").handlers.clear()

@@ -1,4 +1,4 @@
-"""Wires the application. Importing this module does nothing until its `app` is asked for."""
+"""Assembles the application. `app` is created on first access, not on import."""
 
 import asyncio
 import gc
@@ -23,10 +23,10 @@ from todo_api.statements import STATEMENTS
 
 
 def create_app(settings: Settings | None = None, auth_backend: AuthenticationBackend | None = None) -> FastAPI:
-    """Make the application.
+    """Create the application.
 
-    `settings` come from the environment unless given; `auth_backend` takes the place of the one they name. With
-    neither, whatever `scope["user"]` a middleware around the application sets is who is asking, and without one every
+    `settings` are read from the environment unless given; `auth_backend` overrides the backend that they name. Without
+    a backend, the user is `scope["user"]`, set by a middleware around the application; if that is missing too, every
     task operation answers 401. Raises `SettingsError`.
     """
     settings = settings or Settings.read()
@@ -49,12 +49,12 @@ def create_app(settings: Settings | None = None, auth_backend: AuthenticationBac
         lifespan=_lifespan,
         redirect_slashes=False,
         openapi_url="/openapi.json" if settings.docs_enabled else None,
-        docs_url=None,  # its own would load scripts from elsewhere
+        docs_url=None,  # FastAPI's page would load scripts from another host
         redoc_url=None,
     )
     for route in app.routes:
         assert isinstance(route, APIRoute)
-        # Python's $ also matches before a line break at the end; a path with one is another path.
+        # Python's $ also matches before a trailing line break; such a path must not match.
         route.path_regex = re.compile(route.path_regex.pattern.removesuffix("$") + r"\Z")
     add_error_handlers(app)
     app.state.auth_backend = auth_backend
@@ -65,9 +65,11 @@ def create_app(settings: Settings | None = None, auth_backend: AuthenticationBac
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     database: Database = app.state.database
-    warming = asyncio.create_task(database.warm(STATEMENTS))  # the service starts whether or not the database is there
+    warming = asyncio.create_task(
+        database.warm(STATEMENTS)
+    )  # in the background: the service also starts without a database
     gc.collect()
-    gc.freeze()  # full collections need not traverse what the application keeps: less latency in the tail
+    gc.freeze()  # full collections skip the objects that exist now, which shortens tail latency
     yield
     gc.unfreeze()
     warming.cancel()
@@ -76,12 +78,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def __getattr__(name: str) -> FastAPI:
-    """Make `todo_api.main:app` for an ASGI server, from the environment; a bad setting ends the process."""
+    """Create `todo_api.main:app` from the environment; an invalid setting ends the process with one line."""
     if name != "app":
         raise AttributeError(name)
     logs.configure(logs.JSONFormatter())
     try:
-        made = globals()["app"] = create_app()  # found here the next time
+        made = globals()["app"] = create_app()  # later accesses find the attribute
     except SettingsError as error:
         raise SystemExit(str(error)) from None
     return made

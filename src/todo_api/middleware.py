@@ -1,4 +1,4 @@
-"""What every answer gets, on every path: a request id, the headers of the API, CORS, and a body even for a crash."""
+"""Middleware for every path: request ids, the request log, headers common to the API, CORS, and 500 for a crash."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ from todo_api import logs
 from todo_api.error_handlers import crash_response, error_response, shutdown_response
 
 logger = logging.getLogger(__name__)
-_SANE_ID = re.compile(b"[A-Za-z0-9._-]{1,128}")
+_VALID_ID = re.compile(b"[A-Za-z0-9._-]{1,128}")
 _METHODS = frozenset(HTTPMethod)
 _LINE = "%(method)s %(route)s %(status)d %(duration_ms).1f ms"
 _API_HEADERS = [
@@ -29,14 +29,14 @@ _API_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"vary", b"Authorization"),
 ]
-# How long the application's shutdown waits for requests that the server's has cut off: their statements are cancelled.
+# How long the application's shutdown waits for requests that the server cancelled, so that their statements end too.
 DRAIN_SECONDS = 3.0
-# What uvicorn cancels requests with at the end of `--timeout-graceful-shutdown`.
+# The message with which uvicorn cancels requests at the end of `--timeout-graceful-shutdown`.
 _GRACE_PERIOD_OVER = "Task cancelled, timeout graceful shutdown exceeded"
 
 
 class RequestLog:
-    """Give each request an id, log one line about it, and set the headers that all of `/api/` shares."""
+    """Give each request an id, log one line about it, and add the headers common to all paths under `/api/`."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -44,7 +44,7 @@ class RequestLog:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
         if scope["type"] == "websocket" and "websocket.http.response" in scope.get("extensions", {}):
-            # Left alone, a handshake would be closed, which servers turn into a 403.
+            # Without this, the application would close the handshake, which servers answer with 403.
             await WebSocket(scope, receive, send).send_denial_response(error_response(404, "Not found"))
             return
         if scope["type"] != "http":
@@ -52,7 +52,7 @@ class RequestLog:
             return
         started = time.perf_counter()
         request_id = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-        if not _SANE_ID.fullmatch(request_id):
+        if not _VALID_ID.fullmatch(request_id):
             request_id = b"%032x" % random.getrandbits(128)
         logs.request_id.set(request_id.decode())
         more_headers = [(b"x-request-id", request_id)]
@@ -70,7 +70,7 @@ class RequestLog:
         try:
             await self.app(scope, receive, send_with_headers)
         finally:
-            # The route, never the path: no text of the client's is logged.
+            # The route's template, never the path: no text from the client is logged.
             facts = {
                 "method": scope["method"] if scope["method"] in _METHODS else "_OTHER",
                 "route": getattr(scope.get("route"), "path_format", "-"),
@@ -78,7 +78,7 @@ class RequestLog:
                 "duration_ms": round((time.perf_counter() - started) * 1000, 3),
             }
             if logger.isEnabledFor(logging.INFO):
-                # What `logger.info` does, without looking for its caller, which costs more than the rest of the record.
+                # Like `logger.info` without finding the caller's frame, which costs more than the rest of the record.
                 logger.handle(logger.makeRecord(logger.name, logging.INFO, __file__, 0, _LINE, (facts,), None))
 
 
@@ -108,10 +108,10 @@ class CORS(CORSMiddleware):
 
 
 class CrashGuard:
-    """Answer a crash from inside the other middleware, where the answer still gets its headers.
+    """Answer a crash inside the other middleware, so that the response gets their headers.
 
-    Starlette's own handler sits outside of them all, and knows `Exception` only. A request that the server cuts off at
-    its shutdown is answered too; the application's own shutdown waits for that, at most `DRAIN_SECONDS`.
+    Starlette's own handler runs outside of them, and catches only `Exception`. A request that the server cancels at its
+    shutdown is answered too; the application's shutdown waits for that, at most `DRAIN_SECONDS`.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -133,7 +133,7 @@ class CrashGuard:
         message = await receive()
         if message["type"] == "lifespan.shutdown":
             deadline = time.monotonic() + DRAIN_SECONDS
-            # Not by an `asyncio.Event`, which belongs to one event loop: requests may come from others.
+            # Not an `asyncio.Event`, which belongs to one event loop: requests may run on others.
             while self._requests and time.monotonic() < deadline:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         return message
@@ -154,7 +154,7 @@ class CrashGuard:
 
         try:
             await self.app(scope, watched_receive, watched_send)
-        except GeneratorExit:  # the event loop is gone, and nothing can be awaited any more
+        except GeneratorExit:  # the coroutine is being closed, and can await nothing any more
             raise
         except BaseException as error:
             if isinstance(error, ClientDisconnect) and (started or left):
@@ -167,7 +167,7 @@ class CrashGuard:
                 if not isinstance(error, Exception):
                     raise
             elif _GRACE_PERIOD_OVER in error.args:
-                # Not raised again: that is only logged as a crash.
+                # Not re-raised: the server would only log it as a crash.
                 await shutdown_response()(scope, receive, send)
             else:
                 raise

@@ -1,4 +1,4 @@
-"""The route class of the six operations: it finds the owner and calls the endpoint itself."""
+"""The route class of the six operations: it authenticates the owner and calls the endpoint."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ from todo_api.tasks import TaskStore
 class OwnerRoute(APIRoute):
     """A route that only the owner in its path can use, so that no endpoint has to check.
 
-    The endpoint takes one `OwnerRequest` and returns a `Response`. FastAPI documents the route as any other, but its
-    dependencies and response models are not run: they cost more than the rest of the request. Nothing of the request
-    is read before its owner is known. Raises `Unauthorized` if nobody is known to be asking, and under the path of
-    another user `UserNotFound` or `TaskNotFound`.
+    The endpoint takes one `OwnerRequest` and returns a `Response`. FastAPI documents the route like any other, but does
+    not run dependencies and response models, which cost more than the rest of the request. Query, id and body are not
+    read before the owner is authenticated. Raises `Unauthorized`, and if the path is another user's, `UserNotFound` or
+    `TaskNotFound`.
     """
 
-    def __init__(self, path: str, endpoint: Any, **options: Any) -> None:  # noqa: ANN401  # handed on as they came
+    def __init__(self, path: str, endpoint: Any, **options: Any) -> None:  # noqa: ANN401  # passed through unchanged
         super().__init__(path, endpoint, **options)
         self.app = self._serve
 

@@ -1,4 +1,4 @@
-"""Pages of a list: where one begins, and the link to the next."""
+"""Pages of a list: reads `limit` and `cursor`, and builds the link to the next page."""
 
 import json
 import re
@@ -20,14 +20,14 @@ _CURSOR = re.compile("[A-Za-z0-9_-]{32}")
 
 
 class Page(NamedTuple):
-    """At most `limit` tasks, from the id `newest` down."""
+    """At most `limit` tasks, newest first, starting at the id `newest` or the next lower one."""
 
     limit: int
     newest: int
 
 
 def read_page(query: QueryParams, owner: str, status: Status | None) -> Page | None:
-    """Read which page is asked for, None for the whole list; raise `BadRequest` for one that is not the owner's."""
+    """Read the requested page, None for the whole list; raise `BadRequest` for another list's cursor."""
     limits, cursors = query.getlist("limit"), query.getlist("cursor")
     if not limits and not cursors:
         return None
@@ -47,12 +47,12 @@ def read_page(query: QueryParams, owner: str, status: Status | None) -> Page | N
 
 
 def next_link(owner: str, status: Status | None, limit: int, last: int) -> str:
-    """Link to the page after the task `last`, relative to the request, so that it leads back through any proxy."""
+    """Build the `Link` to the page after the task `last`: a relative URL, so that it works behind any proxy."""
     query = {"status": status} if status else {}
     return f'<?{urlencode({**query, "limit": limit, "cursor": _cursor(owner, status, last)})}>; rel="next"'
 
 
 def _cursor(owner: str, status: Status | None, last: int) -> str:
-    """Name a position in one list. It needs no secret: whoever forges one can only name another in a list of theirs."""
+    """Encode a position in one list. It needs no secret: a forged cursor is only another position in one's own list."""
     digest = sha256(json.dumps([owner, status, last]).encode()).digest()
     return urlsafe_b64encode(last.to_bytes(8) + digest[:16]).decode()

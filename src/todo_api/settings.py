@@ -1,4 +1,4 @@
-"""What the environment must say, checked once at start."""
+"""Settings from the environment, validated once at start."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from todo_api.database_url import connect_arguments
 from todo_api.errors import SettingsError
 
 EXAMPLE_URL = "postgresql://user:password@host/database"
-# What each variable should look like, for the sentence that refuses a value.
+# The expected form of each variable, for the error message.
 _EXPECTED = {
     "DATABASE_URL": f"a PostgreSQL URL like {EXAMPLE_URL}",
     "DATABASE_URL_UNPOOLED": f"a PostgreSQL URL like {EXAMPLE_URL}",
@@ -38,7 +38,7 @@ PostgresUrl = Annotated[SecretStr, AfterValidator(_readable)]
 class Settings(BaseSettings):
     """The service's settings, from the environment or else from `.env` in the working directory.
 
-    Build them with `Settings.read()`, which raises `SettingsError` with one sentence for the operator.
+    Build them with `Settings.read()`, which raises `SettingsError` with one line for the operator.
     """
 
     model_config = SettingsConfigDict(
@@ -57,9 +57,9 @@ class Settings(BaseSettings):
 
     @classmethod
     def read(cls, **overrides: object) -> Self:
-        """Read and check the settings; `overrides` win over the environment."""
+        """Read and validate the settings; `overrides` take precedence over the environment."""
         try:
-            return cls(**overrides)  # type: ignore[arg-type]  # checked by pydantic, like the environment's own
+            return cls(**overrides)  # type: ignore[arg-type]  # validated by pydantic, like those from the environment
         except (UnicodeDecodeError, OSError) as error:
             raise SettingsError(".env cannot be read: it should be a text file in UTF-8.") from error
         except ValidationError as error:

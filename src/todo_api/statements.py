@@ -62,12 +62,12 @@ def _answered(name: str) -> ColumnElement[Any]:
 
 
 def _written(name: str) -> ColumnElement[Any]:
-    """Bind the value that a request gives a field, as the parameter `new_<field>`."""
+    """Bind a field's value from the request, as the parameter `new_<field>`."""
     return bindparam(f"new_{name}", type_=_column(name).type)
 
 
 def _changed(name: str) -> ColumnElement[Any]:
-    """Choose between a field's new value and its old one; a null is a value only where the column may hold it."""
+    """Select a field's new value if the request has one, else the old; null is a value only for a nullable column."""
     if name in NULLABLE:
         return case((bindparam(f"has_{name}", type_=Boolean), _written(name)), else_=_column(name))
     return func.coalesce(_written(name), _column(name))
@@ -154,8 +154,8 @@ _update = (
     .values({name: _changed(name) for name in UPDATED} | {"updated_at": _later})
     .returning(*_answer)
 )
-# One UPDATE whatever the status was. With WHERE status <> 'complete' and a SELECT to fall back on, the SELECT was seen
-# to answer `incomplete` while a concurrent complete committed.
+# One UPDATE for either status. With WHERE status <> 'complete' and a fallback SELECT, the SELECT was seen to return
+# `incomplete` while a concurrent complete committed.
 _complete = (
     update(Task)
     .where(_own_task)

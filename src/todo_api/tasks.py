@@ -1,4 +1,4 @@
-"""One owner's tasks, as the JSON text that PostgreSQL wrote."""
+"""One owner's tasks, as JSON text from PostgreSQL."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ Versions = list[str] | None
 
 
 class TaskStore:
-    """The tasks of one owner, as JSON text. No other task can be seen or touched through it.
+    """The tasks of one owner, as JSON text. It cannot read or change any other task.
 
     Every method runs one statement. Those about a single task raise `TaskNotFound` if the owner has no such task, and
     those that take `versions` raise `TaskChanged` if the task has another version.
@@ -28,12 +28,12 @@ class TaskStore:
         self._database = database
 
     async def list(self, status: Status | None) -> str:
-        """List the tasks, newest first; only those with one status, if given."""
+        """List the tasks, newest first; only those with `status`, if given."""
         statement = statements.LIST if status is None else statements.LIST_BY_STATUS
         return await self._run(statement, {"status": status})
 
     async def page(self, status: Status | None, newest: int, limit: int) -> tuple[str, int | None]:
-        """List at most `limit` tasks from the id `newest` down; also return the last one's id if more follow."""
+        """List at most `limit` tasks with ids up to `newest`; also return the id of the last one if more follow."""
         statement = statements.PAGE if status is None else statements.PAGE_BY_STATUS
         answer = await self._run(statement, {"newest": newest, "limit": limit, "status": status})
         last, _, tasks = answer.partition(" ")
@@ -46,7 +46,7 @@ class TaskStore:
     async def create_once(self, task: Mapping[str, object], key: str) -> tuple[str, bool]:
         """Create a task unless one was created with this key; return it, and whether it existed.
 
-        Raises `KeyReused` if the key came with other fields before, and `Unauthorized` as `create` does.
+        Raises `KeyReused` if the key was used with other fields before, and `Unauthorized` like `create`.
         """
         answer = await self._run(
             statements.CREATE_ONCE,
@@ -101,10 +101,10 @@ def _values(fields: Mapping[str, object]) -> dict[str, object]:
 
 
 def fingerprint(task: Mapping[str, object]) -> bytes:
-    """Hash the fields of a keyed create, to recognise the same request by.
+    """Hash the fields of a keyed create, to recognize a repeated request.
 
-    A field other than the first two goes in by name, and only if it has a value, so that keys stored before it was
-    added keep their fingerprint.
+    Fields other than title and description are hashed with their names, and only if they have a value, so that a new
+    field does not change the fingerprints of requests without it.
     """
     positional = [task["title"], task["description"]]
     named = [

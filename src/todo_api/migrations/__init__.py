@@ -1,4 +1,4 @@
-"""The schema's history, applied by `todo-api migrate` or by Alembic's own command."""
+"""The schema's migrations, run by `todo-api migrate` or by Alembic's command."""
 
 from alembic import command
 from alembic.config import Config
@@ -8,7 +8,7 @@ from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from todo_api.errors import MigrationError
 from todo_api.settings import Settings
 
-# How long a second migration waits for the first, and how long a change of the schema may hold up the traffic that
+# How long a second migration waits for the first, and how long a statement waits for a table's lock, because traffic
 # queues behind it.
 TURN_SECONDS = 60.0
 LOCK_SECONDS = 5.0

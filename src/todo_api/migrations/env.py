@@ -1,4 +1,4 @@
-"""Runs migrations for Alembic: one runner at a time, each its own transaction, only about this service's tables."""
+"""Alembic's environment: one migrating process at a time, one transaction per migration, this service's tables only."""
 
 import asyncio
 
@@ -17,15 +17,15 @@ from todo_api.settings import Settings
 
 # Any number no other program locks by. Transaction-level locks and settings also hold through a transaction pooler.
 _TRY_LOCK = text(f"SELECT pg_try_advisory_xact_lock({0x746F646F})")
-# The last statement of the turn: until there is another, the connection keeps the snapshot of a SELECT.
+# Executed last while the lock is held: after a SELECT, the connection would keep its snapshot until the next statement.
 _STAY = text("SET LOCAL idle_in_transaction_session_timeout = 0")
 
 
 async def _take_turn(connection: AsyncConnection) -> None:
-    """Wait for other migrations; the connection's transaction then holds the turn.
+    """Wait for other migrations, and take the advisory lock in this connection's transaction.
 
-    The migration's own transaction ends where an index is built CONCURRENTLY. That waits for every snapshot there is,
-    so nobody may hold one for as long as the turn, or as the wait for it.
+    The lock has its own connection, because the migration's transaction ends where an index is built CONCURRENTLY. That
+    waits for all snapshots in the database, so none may be kept while holding the lock or waiting for it.
     """
     try:
         async with asyncio.timeout(migrations.TURN_SECONDS):
@@ -46,7 +46,7 @@ def _migrate(connection: Connection) -> None:
     context.configure(
         connection=connection,
         target_metadata=SQLModel.metadata,
-        # Better Auth's tables share the database; "user" is theirs too, wherever it came from.
+        # Better Auth's tables share the database, including "user", even if a migration of this service created it.
         include_name=lambda name, kind, _: kind != "table" or name == Task.__tablename__,
         include_object=lambda _object, name, kind, _reflected, _compared: kind != "table" or name == Task.__tablename__,
         autogenerate_plugins=["alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"],
@@ -70,7 +70,7 @@ async def _run() -> None:
         "postgresql+asyncpg://",
         async_creator=connect,
         poolclass=NullPool,
-        isolation_level="READ COMMITTED",  # in a stricter one a transaction keeps its snapshot
+        isolation_level="READ COMMITTED",  # a stricter level would keep one snapshot for the whole transaction
     )
     async with engine.connect() as turn, engine.connect() as connection:
         await _take_turn(turn)

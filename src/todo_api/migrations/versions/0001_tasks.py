@@ -1,4 +1,4 @@
-"""Make the table of tasks, and the table of accounts it points at where Better Auth has not made it yet."""
+"""Create the table of tasks, and the table of accounts that it references unless Better Auth has created it."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -17,10 +17,10 @@ _TYPE_OF_USER_ID = sa.text(
 
 
 def upgrade() -> None:
-    """Make `tasks`, and `"user"` only if absent."""
+    """Create `tasks`, and `"user"` if it is absent."""
     connection = op.get_bind()
     if connection.scalar(sa.text("""SELECT to_regclass('"user"') IS NULL""")):
-        # Column for column as Better Auth makes it.
+        # The same columns as Better Auth's migration creates.
         op.execute("""
             CREATE TABLE "user" (
                 id text PRIMARY KEY,
@@ -53,5 +53,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop `tasks`. `"user"` stays, whoever made it: accounts are not this service's to delete."""
+    """Drop `tasks`. `"user"` stays, even if created here: this service never deletes accounts."""
     op.execute("DROP TABLE tasks")

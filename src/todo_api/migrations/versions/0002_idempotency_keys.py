@@ -1,4 +1,4 @@
-"""Let a task remember the request that made it, so that the same request again makes no second one."""
+"""Store with a task the request that created it, so that a repeated request creates no second task."""
 
 from alembic import op
 
@@ -9,10 +9,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the columns, and the index that keeps a user's keys apart.
+    """Add the columns, and the unique index on a user's keys.
 
-    Traffic goes on: the table is locked for no longer than the catalogue takes. An attempt that failed half-way can be
-    made again, and until one succeeds a column is missing, so that the service is not ready.
+    Traffic continues: the table is locked only while the catalogue is changed. A failed attempt can be repeated; until
+    one succeeds a column is missing, so that the service is not ready.
     """
     # Citus adds a constraint only in an ALTER TABLE of its own.
     op.execute("ALTER TABLE tasks ADD COLUMN IF NOT EXISTS idempotency_key text")
@@ -23,7 +23,7 @@ def upgrade() -> None:
     """)
     with op.get_context().autocommit_block():
         op.execute("ALTER TABLE tasks VALIDATE CONSTRAINT tasks_idempotency_key_length")
-        # Building one that failed leaves it behind, invalid.
+        # A failed CREATE INDEX CONCURRENTLY leaves an invalid index.
         op.execute("DROP INDEX CONCURRENTLY IF EXISTS tasks_idempotency_key")
         op.execute("""
             CREATE UNIQUE INDEX CONCURRENTLY tasks_idempotency_key ON tasks (user_id, idempotency_key)
@@ -33,7 +33,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the columns, and with them the index: a request sent again makes a second task again."""
+    """Drop the columns, and with them the index; a repeated request then creates a second task."""
     op.execute("""
         ALTER TABLE tasks
             DROP COLUMN idempotency_request,

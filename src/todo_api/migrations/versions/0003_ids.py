@@ -1,6 +1,6 @@
-"""Number tasks by a sequence in place of an identity column.
+"""Take ids of tasks from a sequence instead of an identity column.
 
-Citus silently starts an identity again at 1 when it converts a table; a sequence that is a default keeps counting.
+Citus silently restarts an identity at 1 when it converts a table; a sequence in a column's default continues.
 """
 
 import sqlalchemy as sa
@@ -11,7 +11,7 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
-# Taken first, so that no id is given out between reading the counter and replacing it.
+# Locked first, so that no id is assigned between reading the counter and replacing it.
 _LOCK = "LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE"
 _LAST_ID = "SELECT pg_sequence_last_value(CAST(pg_get_serial_sequence('tasks', 'id') AS regclass))"
 
@@ -21,18 +21,18 @@ def _next_id() -> int:
 
 
 def upgrade() -> None:
-    """Replace the identity, and go on counting where it stood. Only the catalogue changes."""
+    """Replace the identity by a sequence that continues after its last value. Only the catalogue changes."""
     op.execute(_LOCK)
     next_id = _next_id()
     op.execute("ALTER TABLE tasks ALTER COLUMN id DROP IDENTITY")
     op.execute(f"CREATE SEQUENCE tasks_ids START WITH {next_id} OWNED BY tasks.id")
     op.execute("ALTER TABLE tasks ALTER COLUMN id SET DEFAULT nextval('tasks_ids')")
-    # An identity asks for no privilege of its own: roles that may insert tasks, now or later, have to be able to go on.
+    # An identity needs no privilege, a sequence does: every role that may insert tasks, now or later, needs it.
     op.execute("GRANT USAGE ON SEQUENCE tasks_ids TO PUBLIC")
 
 
 def downgrade() -> None:
-    """Bring the identity back, counting on."""
+    """Restore the identity, which continues after the sequence's last value."""
     op.execute(_LOCK)
     next_id = _next_id()
     op.execute("ALTER TABLE tasks ALTER COLUMN id DROP DEFAULT")
