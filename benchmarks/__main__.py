@@ -1,5 +1,6 @@
 """`make bench`: the service, the ceiling and the textbook side by side, round after round."""
 
+import json
 import os
 import platform
 import statistics
@@ -128,6 +129,8 @@ def ask(client: httpx2.Client, operation: str, doomed: int) -> None:
 def main() -> None:
     """Run the benchmark and write its results into the documentation."""
     result: dict[str, Any] = {"machine": machine(), "clients": CLIENTS, "rounds": ROUNDS, "seconds": SECONDS}
+    inside = subprocess.run([sys.executable, "-m", "benchmarks.in_process"], check=True, capture_output=True)
+    result["in_process"] = json.loads(inside.stdout)
     say(f"Load by {GENERATOR}. Filling {TASKS} tasks of {USERS} users.")
     with benchmark_database(TASKS) as database:
         result["start_up"] = start_up(database.url)

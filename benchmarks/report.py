@@ -72,11 +72,16 @@ def bench(result: dict[str, Any]) -> str:
             for operation, services in samples.items()
         ),
     )  # fmt: skip
+    inside = result["in_process"]
+    bare = table(
+        ("in process", "µs a request", "of the bare FastAPI route"),
+        ((name, f"{cost:.0f}", f"{cost / inside['FastAPI route']:.2f}") for name, cost in inside.items()),
+    )
     start = result["start_up"]
     memory = ", ".join(f"{name} {result['idle'][name]:.0f} → {peak:.0f} MB" for name, peak in result["peak"].items())
     return (
         f"{result['rounds']} rounds of {result['seconds']} s with {result['clients']} clients, one worker each with 10 "
-        f"connections; {_where(result)}\n\n{figures}\n{ratios}\n"
+        f"connections; {_where(result)}\n\n{figures}\n{ratios}\n{bare}\n"
         f"Resident memory of a worker, idle → highest: {memory}.\n\n"
         f"From start to listening: {start['ours']:.2f} s, {start['ours'] / start['imports']:.2f} times "
         f"the bare imports ({start['imports']:.2f} s).\n"
