@@ -87,7 +87,7 @@ def test_update_under_stricter_isolation(settings: Settings, alice: Person, isol
 
 
 def test_concurrent_users_see_only_own_tasks(alice: Person, bob: Person) -> None:
-    def live(person: Person) -> list[str]:
+    def use_tasks(person: Person) -> list[str]:
         for n in range(25):
             task = person.create(f"{person.id} {n}")
             assert {t["user_id"] for t in person.tasks()} == {person.id}
@@ -95,7 +95,7 @@ def test_concurrent_users_see_only_own_tasks(alice: Person, bob: Person) -> None
         return [task["title"] for task in person.tasks()]
 
     with crowd(2) as threads:
-        titles = list(threads.map(live, (alice, bob)))
+        titles = list(threads.map(use_tasks, (alice, bob)))
 
     assert titles == [[f"{person.id} {n}" for n in range(24, -1, -1)] for person in (alice, bob)]
 

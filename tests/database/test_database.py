@@ -1,4 +1,4 @@
-"""What becomes of a request whose connection breaks, or whose client leaves."""
+"""Requests whose database connection breaks or whose client disconnects."""
 
 import asyncio
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from todo_api.settings import Settings
 
 @pytest.fixture
 def alice(settings: Settings, alice: Person) -> Iterator[Person]:
-    """Use an application whose only connection has been used before."""
+    """A user of an application whose only connection is already open."""
     with CheckedClient(create_app(settings.model_copy(update={"pool_size": 1}), BearerIsIdentity())) as client:
         alice.client = client
         assert alice.tasks() == []
@@ -32,7 +32,7 @@ def alice(settings: Settings, alice: Person) -> Iterator[Person]:
 
 @contextmanager
 def waiting_create(alice: Person) -> Iterator[tuple[int, Future[httpx2.Response]]]:
-    """Send a create that waits in the database; yield its backend's process id there, and its answer to come."""
+    """Send a create that is blocked in the database; yield its backend's process id and the future response."""
     with crowd(1) as threads, locked(alice.database_url):
         answer = threads.submit(alice.ask, "POST", json={"title": "x"})
         yield waiting_backend(alice.database_url), answer
@@ -43,7 +43,7 @@ def assert_unavailable(answer: httpx2.Response) -> None:
     assert int(answer.headers["retry-after"]) > 0
 
 
-def test_a_connection_that_breaks_in_flight_is_a_500_and_the_next_request_succeeds(alice: Person) -> None:
+def test_connection_broken_mid_statement_is_500(alice: Person) -> None:
     with waiting_create(alice) as (backend, answer):
         sql(alice.database_url, "SELECT pg_terminate_backend($1)", backend)
         assert_unavailable(answer.result())
@@ -52,13 +52,11 @@ def test_a_connection_that_breaks_in_flight_is_a_500_and_the_next_request_succee
     assert alice.create()["user_id"] == alice.id
 
 
-def test_a_statement_is_given_up_after_a_while_and_the_next_request_succeeds(
-    settings: Settings, alice: Person, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_statement_timeout_is_500(settings: Settings, alice: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("todo_api.database.STATEMENT_SECONDS", 0.3)
     with CheckedClient(create_app(settings.model_copy(update={"pool_size": 1}), BearerIsIdentity())) as client:
         alice.client = client
-        assert alice.tasks() == []  # and the connection is warm
+        assert alice.tasks() == []  # opens the connection
         with waiting_create(alice) as (_, answer):
             assert_unavailable(answer.result())
 
@@ -66,7 +64,7 @@ def test_a_statement_is_given_up_after_a_while_and_the_next_request_succeeds(
         assert alice.create()["user_id"] == alice.id
 
 
-def test_connections_stay_within_the_pools_size(settings: Settings, alice: Person) -> None:
+def test_connections_stay_within_pool_size(settings: Settings, alice: Person) -> None:
     mine = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     before = sql(alice.database_url, mine)[0]["count"]
     with (
@@ -89,7 +87,7 @@ def scope_of(alice: Person, method: str = "GET", **headers: str) -> Scope:
     }
 
 
-def test_a_client_that_leaves_before_its_body_came_creates_nothing(
+def test_disconnect_before_body_creates_nothing(
     settings: Settings, alice: Person, caplog: pytest.LogCaptureFixture
 ) -> None:
     messages: list[Message] = [
@@ -110,7 +108,7 @@ def test_a_client_that_leaves_before_its_body_came_creates_nothing(
     assert "crashed" not in caplog.text
 
 
-def test_a_client_that_leaves_in_the_middle_of_its_answer_gets_no_second_one(settings: Settings, alice: Person) -> None:
+def test_disconnect_mid_response_sends_no_second(settings: Settings, alice: Person) -> None:
     sent = []
 
     async def receive() -> Message:
@@ -134,7 +132,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_answer_gets_no_second_one(set
     assert sent == ["http.response.start", "http.response.body"]
 
 
-def test_an_http_exception_of_plugged_in_code_is_a_crash(
+def test_http_exception_in_backend_is_crash(
     settings: Settings, alice: Person, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Forbidding(AuthenticationBackend):

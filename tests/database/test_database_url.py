@@ -27,7 +27,7 @@ NEON = "ep-cool-darkness-123456-pooler.us-east-2.aws.neon.tech"
         "postgresql://u:p@host/db?channel_binding=prefer",
     ],
 )
-def test_what_asyncpg_understands_reaches_it(url: str) -> None:
+def test_supported_urls_reach_asyncpg_unchanged(url: str) -> None:
     arguments = connect_arguments(url)
 
     assert arguments["ssl"] is None
@@ -53,7 +53,7 @@ def parsed(dsn: str) -> object:
         "sslmode=require&channel_binding=require&sslrootcert=system",
     ],
 )
-def test_where_the_server_must_prove_itself_its_certificate_and_name_are_checked(query: str) -> None:
+def test_strict_urls_verify_certificate_and_host(query: str) -> None:
     arguments = connect_arguments(f"postgresql://u:p@{NEON}/db?{query}")
 
     assert arguments["ssl"] is not None
@@ -65,7 +65,7 @@ def test_where_the_server_must_prove_itself_its_certificate_and_name_are_checked
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """A directory with a certificate, its key, its authority and a file without content."""
+    """A directory with a certificate, its key, its authority and an empty file."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     certificate = authority.issue_cert("client")
@@ -90,23 +90,23 @@ def files(tmp_path: Path) -> Path:
         ("sslcert={}/client.pem", "client.pem"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_named(files: Path, query: str, fault: str) -> None:
+def test_unusable_file_is_named(files: Path, query: str, fault: str) -> None:
     with pytest.raises(ValueError, match=rf"^needs the file {files / fault}, which cannot be used \(.+\)$"):
         connect_arguments("postgresql://u:p@h/d?" + query.replace("{}", str(files)))
 
 
-def test_files_that_can_be_used_are_left_to_asyncpg(files: Path) -> None:
+def test_usable_files_are_left_to_asyncpg(files: Path) -> None:
     query = f"sslmode=verify-ca&sslrootcert={files}/ca.pem&sslcert={files}/client.pem&sslkey={files}/client.key"
 
     assert connect_arguments(f"postgresql://u:p@h/d?{query}")["ssl"] is None
 
 
-def test_files_are_not_asked_for_without_tls(files: Path) -> None:
+def test_files_are_not_checked_without_tls(files: Path) -> None:
     for url in ("h/d?sslmode=disable&sslcert=/missing", "/d?host=/tmp&sslcert=/missing"):
         connect_arguments(f"postgresql://u:p@{url}")
 
 
-def test_a_replaced_authority_is_read_again(files: Path) -> None:
+def test_replaced_authority_is_loaded_again(files: Path) -> None:
     url = f"postgresql://u:p@h/d?channel_binding=require&sslrootcert={files}/ca.pem"
     before = connect_arguments(url)["ssl"]
     again = connect_arguments(url)["ssl"]
@@ -122,23 +122,23 @@ def test_a_replaced_authority_is_read_again(files: Path) -> None:
 
 @pytest.fixture
 def nameless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user with a number only, as in a container."""
+    """A user id without a user name, as in a container."""
     for variable in ("LOGNAME", "USER", "LNAME", "USERNAME", "PGUSER", "HOME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 64321)
 
 
-def test_a_user_without_a_home_needs_none(nameless: None) -> None:
+def test_no_home_directory_is_accepted(nameless: None) -> None:
     assert connect_arguments("postgresql://u:p@h/d")["ssl"] is None
 
 
 @pytest.mark.parametrize("url", ["postgresql://h/d", "postgresql:///d?host=/tmp"])
-def test_a_user_has_to_be_named(nameless: None, url: str) -> None:
+def test_missing_user_name_is_refused(nameless: None, url: str) -> None:
     with pytest.raises(ValueError, match=r"^names no user$"):
         connect_arguments(url)
 
 
-def test_an_unreadable_home_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_home_directory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     tmp_path.chmod(0)
     file = tmp_path / ".postgresql" / "root.crt"
@@ -202,6 +202,6 @@ def test_an_unreadable_home_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("postgresql://u:p@h/d?sslmode=verify-ca", "asks for sslmode=verify-ca, which needs sslrootcert"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused(url: str, phrase: str) -> None:
+def test_unsupported_urls_are_refused(url: str, phrase: str) -> None:
     with pytest.raises(ValueError, match="^" + phrase):
         connect_arguments(url)

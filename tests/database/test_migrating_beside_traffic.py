@@ -1,4 +1,4 @@
-"""A migration beside the version before: its statements go on, whether they wait, are prepared, or start meanwhile."""
+"""Migrations while the previous version serves: its statements still work, whether blocked, prepared or new."""
 
 import asyncio
 import json
@@ -44,15 +44,15 @@ LIST = (
 )
 BUILDING = "SELECT 1 FROM pg_stat_progress_create_index WHERE datname = current_database() AND phase LIKE 'waiting%'"
 INDEX_IS_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'tasks_idempotency_key'::regclass"
-TURN = f"SELECT pg_advisory_xact_lock({0x746F646F})"
-WAITS_FOR_ITS_TURN = "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%pg_try_advisory%' AND pid <> pg_backend_pid()"
+LOCK = f"SELECT pg_advisory_xact_lock({0x746F646F})"
+WAITS_FOR_LOCK = "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%pg_try_advisory%' AND pid <> pg_backend_pid()"
 NEW = "INSERT INTO tasks (user_id, title) VALUES ('alice', 'new') RETURNING id"
 SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT 1"
 
 
 @pytest.fixture
 def filled(empty_database: str) -> str:
-    """The URL of a database at the version before, with tasks in it."""
+    """The URL of a database at schema version 0001, with tasks."""
     command.upgrade(config_for(empty_database), "0001")
     new_account(empty_database, "alice")
     sql(
@@ -63,7 +63,7 @@ def filled(empty_database: str) -> str:
 
 
 class Traffic:
-    """Users of the version before, at work until it is over."""
+    """Users of the previous version, which run statements until `over` is set."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -71,8 +71,8 @@ class Traffic:
         self.rounds = Counter[str]()
         self._done = asyncio.Event()
 
-    async def live(self, owner: str) -> None:
-        """Use every kind of statement over and over, each prepared once, before the migration."""
+    async def run_statements(self, owner: str) -> None:
+        """Run every statement in a loop, each prepared once before the migration."""
         connection = await asyncpg.connect(self._url)
         create, get, update, delete, tasks = [
             await connection.prepare(text) for text in (CREATE, GET, UPDATE, DELETE, LIST)
@@ -89,8 +89,8 @@ class Traffic:
             self._done.clear()
         await connection.close()
 
-    async def go_on(self) -> None:
-        """Wait until each has done ten more rounds."""
+    async def complete_rounds(self) -> None:
+        """Wait until each user has completed ten more rounds."""
         enough = {owner: rounds + 10 for owner, rounds in self.rounds.items()}
         while any(self.rounds[owner] < rounds for owner, rounds in enough.items()):
             await self._done.wait()
@@ -101,29 +101,29 @@ async def start_migration(url: str, cwd: Path) -> Process:
     return await asyncio.create_subprocess_exec(BIN / "todo-api", "migrate", env=environment, cwd=cwd, stderr=PIPE)
 
 
-def test_the_statements_of_the_version_before_go_on_while_two_replicas_migrate(filled: str, tmp_path: Path) -> None:
+def test_previous_version_works_during_migration(filled: str, tmp_path: Path) -> None:
     owners = [new_account(filled) for _ in range(4)]
 
     async def run() -> None:
         traffic = Traffic(filled)
         async with asyncio.timeout(60), asyncio.TaskGroup() as users:
             for owner in owners:
-                users.create_task(traffic.live(owner))
+                users.create_task(traffic.run_statements(owner))
                 traffic.rounds[owner] = 0
-            await traffic.go_on()
-            reader = await asyncpg.connect(filled)  # and the index is not finished before its transaction is
+            await traffic.complete_rounds()
+            reader = await asyncpg.connect(filled)  # CREATE INDEX CONCURRENTLY waits for its snapshot
             await reader.execute(f"BEGIN; {SNAPSHOT}")
             migrations = [await start_migration(filled, tmp_path) for _ in range(2)]
             observer = await asyncpg.connect(filled)
             while not await observer.fetch(BUILDING):
                 pass
 
-            await traffic.go_on()
+            await traffic.complete_rounds()
             assert [migration.returncode for migration in migrations] == [None, None]
             await reader.close()
             assert [(await migration.communicate())[1] for migration in migrations] == [b"", b""]
             assert [migration.returncode for migration in migrations] == [0, 0]
-            await traffic.go_on()
+            await traffic.complete_rounds()
             await observer.close()
             traffic.over = True
 
@@ -137,9 +137,7 @@ def readiness(url: str) -> int:
 
 
 @pytest.mark.parametrize("break_off", ["pg_cancel_backend", "pg_terminate_backend"])
-def test_a_migration_that_broke_off_leaves_the_service_unready_and_is_mended_by_the_next(
-    filled: str, break_off: str
-) -> None:
+def test_interrupted_migration_is_unready_until_repeated(filled: str, break_off: str) -> None:
     with crowd(1) as threads, locked(filled, SNAPSHOT):
         threads.submit(lambda: sql(filled, f"SELECT {break_off}($1)", waiting_backend(filled)))
         with pytest.raises(MigrationError, match=r"^The database \S.*$"):
@@ -153,7 +151,7 @@ def test_a_migration_that_broke_off_leaves_the_service_unready_and_is_mended_by_
     command.check(config_for(filled))
 
 
-def test_down_and_up_again_keeps_the_tasks(filled: str) -> None:
+def test_downgrade_and_upgrade_keep_tasks(filled: str) -> None:
     migrate(settings_for(filled))
     before = sql(filled, "SELECT * FROM tasks ORDER BY id")
 
@@ -167,29 +165,29 @@ def test_down_and_up_again_keeps_the_tasks(filled: str) -> None:
     assert sql(filled, INDEX_IS_VALID) == [{"indisvalid": True}]
 
 
-def test_a_migration_waits_its_turn_but_not_for_ever(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_migration_gives_up_on_advisory_lock(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("todo_api.migrations.TURN_SECONDS", 0.2)
 
     with (
-        locked(filled, TURN),
+        locked(filled, LOCK),
         pytest.raises(MigrationError, match=r"^Another migration of this database is still running\.$"),
     ):
         migrate(settings_for(filled))
 
 
-def test_who_waits_for_a_turn_keeps_no_index_from_being_built(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_migration_blocks_no_index_build(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("todo_api.migrations.TURN_SECONDS", 10)
 
     with crowd(1) as threads:
-        with locked(filled, TURN):
+        with locked(filled, LOCK):
             migration = threads.submit(migrate, settings_for(filled))
-            while not sql(filled, WAITS_FOR_ITS_TURN):
+            while not sql(filled, WAITS_FOR_LOCK):
                 assert not migration.done()
             sql(filled, "CREATE INDEX CONCURRENTLY somebody_elses ON tasks (title)")
         migration.result()
 
 
-def test_ids_go_on_counting_up_and_down(filled: str) -> None:
+def test_ids_continue_after_upgrade_and_downgrade(filled: str) -> None:
     ids = []
     for migration, revision in ((command.upgrade, "0003"), (command.downgrade, "0002"), (command.upgrade, "0003")):
         sql(filled, "DELETE FROM tasks WHERE id = (SELECT max(id) FROM tasks)")
@@ -199,7 +197,7 @@ def test_ids_go_on_counting_up_and_down(filled: str) -> None:
     assert ids == [1001, 1002, 1003, 1004, 1005, 1006]
 
 
-def test_ids_are_unique_and_grow_while_migrating(filled: str) -> None:
+def test_ids_stay_unique_during_migration(filled: str) -> None:
     command.upgrade(config_for(filled), "0002")
     made = [list[int]() for _ in range(4)]
     over = False
@@ -227,7 +225,7 @@ def test_ids_are_unique_and_grow_while_migrating(filled: str) -> None:
     assert len(set(every)) == len(every) == max(every) - 1000
 
 
-def test_roles_that_could_create_tasks_still_can(filled: str, worker: str) -> None:
+def test_roles_with_insert_can_still_create(filled: str, worker: str) -> None:
     role = f"inserts_{worker}"
     sql(filled, f"DROP ROLE IF EXISTS {role}")
     sql(filled, f"CREATE ROLE {role} LOGIN")

@@ -1,4 +1,4 @@
-"""The schema: made by migrations only, beside whatever Better Auth has."""
+"""The schema: created by the migrations only, with or without Better Auth's tables."""
 
 import asyncio
 import os
@@ -61,7 +61,7 @@ def constraints(url: str, table: str) -> dict[str, str]:
     return {row["conname"]: row["definition"] for row in rows if not row["definition"].startswith("NOT NULL")}
 
 
-def test_the_table_of_accounts_is_made_column_for_column_as_better_auth_makes_it(empty_database: str) -> None:
+def test_user_table_equals_better_auths(empty_database: str) -> None:
     migrate(settings_for(empty_database))
 
     none = {"is_identity": "NO", "identity_generation": None}
@@ -89,7 +89,7 @@ def table_of(model: type[SQLModel]) -> Table:
     return SQLModel.metadata.tables[str(model.__tablename__)]
 
 
-def test_the_table_of_tasks(empty_database: str) -> None:
+def test_tasks_table_columns_and_constraints(empty_database: str) -> None:
     migrate(settings_for(empty_database))
 
     columns = {row.pop("column_name"): row for row in sql(empty_database, COLUMNS, "tasks")}
@@ -117,7 +117,7 @@ def test_the_table_of_tasks(empty_database: str) -> None:
     assert ids == [{"id": 1}]
 
 
-def test_tasks_go_with_their_account(empty_database: str) -> None:
+def test_deleting_account_deletes_its_tasks(empty_database: str) -> None:
     migrate(settings_for(empty_database))
     new_account(empty_database, "alice")
     sql(empty_database, "INSERT INTO tasks (user_id, title) VALUES ('alice', 'x')")
@@ -128,7 +128,7 @@ def test_tasks_go_with_their_account(empty_database: str) -> None:
 
 
 @pytest.mark.parametrize("better_auth_first", [True, False])
-def test_up_down_and_up_again_spares_the_accounts(empty_database: str, *, better_auth_first: bool) -> None:
+def test_downgrade_and_upgrade_keep_accounts(empty_database: str, *, better_auth_first: bool) -> None:
     if better_auth_first:
         sql(empty_database, BETTER_AUTH)
         sql(empty_database, SESSION)
@@ -150,7 +150,7 @@ def test_up_down_and_up_again_spares_the_accounts(empty_database: str, *, better
 
 
 @pytest.mark.parametrize("kind", ["integer", "uuid", "varchar(36)"])
-def test_accounts_with_another_kind_of_id_stop_the_migration(empty_database: str, kind: str) -> None:
+def test_migration_refuses_non_text_user_id(empty_database: str, kind: str) -> None:
     sql(empty_database, f'CREATE TABLE "user" (id {kind} PRIMARY KEY)')
 
     with pytest.raises(MigrationError, match="its id is not text"):
@@ -179,13 +179,11 @@ def drop_check(table: Table) -> Callable[[], Any]:
 def add_column(table: Table) -> Callable[[], Any]:
     column = Column("priority", Integer)
     table.append_column(column)
-    return lambda: table._columns.remove(column)  # noqa: SLF001  # there is no public way back
+    return lambda: table._columns.remove(column)  # noqa: SLF001  # there is no public method to remove a column
 
 
 @pytest.mark.parametrize("change", [drop_check, add_column])
-def test_a_model_without_its_migration_is_noticed(
-    empty_database: str, change: Callable[[Table], Callable[[], Any]]
-) -> None:
+def test_model_without_migration_is_detected(empty_database: str, change: Callable[[Table], Callable[[], Any]]) -> None:
     migrate(settings_for(empty_database))
     undo = change(table_of(Task))
     try:
@@ -195,7 +193,7 @@ def test_a_model_without_its_migration_is_noticed(
         undo()
 
 
-def test_two_replicas_may_migrate_at_once(empty_database: str, tmp_path: Path) -> None:
+def test_two_replicas_may_migrate_concurrently(empty_database: str, tmp_path: Path) -> None:
     def run(_: int) -> subprocess.CompletedProcess[str]:
         environment = {
             **os.environ,
@@ -213,9 +211,9 @@ def test_two_replicas_may_migrate_at_once(empty_database: str, tmp_path: Path) -
     assert tables(empty_database) == {"user", "tasks", "alembic_version"}
 
 
-def test_a_migration_waits_for_a_lock_but_not_for_ever(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_migration_gives_up_on_table_lock(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sql(empty_database, BETTER_AUTH)
-    # The lock that the first migration of this run takes: nobody may hold up traffic behind it.
+    # The first migration waits for this lock, and traffic queues behind it, so it must give up.
     monkeypatch.setattr("todo_api.migrations.LOCK_SECONDS", 0.2)
 
     async def locked() -> None:
@@ -230,7 +228,7 @@ def test_a_migration_waits_for_a_lock_but_not_for_ever(empty_database: str, monk
     assert tables(empty_database) == {"user"}
 
 
-def test_a_newer_schema_is_left_alone_in_one_sentence(empty_database: str) -> None:
+def test_unknown_schema_version_is_one_line(empty_database: str) -> None:
     migrate(settings_for(empty_database))
     sql(empty_database, "UPDATE alembic_version SET version_num = '9999'")
 
@@ -262,11 +260,11 @@ def adds_more_than_a_constraint(statement: str) -> bool:
         ("CREATE TABLE a (b int, CONSTRAINT c CHECK (b > 0))", False),
     ],
 )
-def test_a_constraint_beside_another_change_is_noticed(statement: str, *, refused: bool) -> None:
+def test_checker_finds_combined_constraints(statement: str, *, refused: bool) -> None:
     assert adds_more_than_a_constraint(statement) == refused
 
 
-def test_each_constraint_is_added_alone(empty_database: str) -> None:
+def test_each_constraint_has_own_alter_table(empty_database: str) -> None:
     statements: list[str] = []
 
     def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
@@ -283,7 +281,7 @@ def test_each_constraint_is_added_alone(empty_database: str) -> None:
     assert [statement for statement in statements if adds_more_than_a_constraint(statement)] == []
 
 
-def test_a_database_that_cannot_hold_every_text_is_refused(server: str, worker: str) -> None:
+def test_database_encoding_must_be_utf8(server: str, worker: str) -> None:
     name = f"latin_{worker}"
     sql(server, f"DROP DATABASE IF EXISTS {name}")
     sql(server, f"CREATE DATABASE {name} ENCODING LATIN1 LOCALE 'C' TEMPLATE template0")
@@ -292,6 +290,6 @@ def test_a_database_that_cannot_hold_every_text_is_refused(server: str, worker: 
         migrate(settings_for(server.replace("/postgres?", f"/{name}?")))
 
 
-def test_a_database_that_is_not_there_is_one_sentence() -> None:
+def test_unreachable_database_is_one_line() -> None:
     with pytest.raises(MigrationError, match=r"^The database cannot be reached for the migration: \S.*$"):
         migrate(settings_for("postgresql://todo:pa55word@127.0.0.1:1/todo"))

@@ -1,4 +1,4 @@
-"""How PostgreSQL carries out the statements in a database of many users, and what reading them does not build."""
+"""PostgreSQL's plans for the statements in a database with many users, and that no operation builds ORM entities."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ BY_KEY = {"Index Scan", "Index Only Scan"}
 
 @pytest.fixture(scope="module")
 def crowded(server: str, worker: str) -> str:
-    """The URL of a database with 200 users of 100 tasks each, made in turn."""
+    """The URL of a database with 200 users of 100 tasks each, inserted in turn."""
     url = migrated_database(server, f"crowded_{worker}")
     users = 'INSERT INTO "user" (id, name, email, "emailVerified") SELECT n, n, n, true FROM generate_series(1, 200) n'
     sql(url, users)
@@ -45,7 +45,7 @@ def plan_of(url: str, statement: ClauseElement) -> list[dict[str, Any]]:
         connection = await asyncpg.connect(url)
         try:
             await connection.execute("SET plan_cache_mode = force_generic_plan")
-            # Where its costs are those of disks that turn, it sorts a list whose tasks are scattered, but need not.
+            # With the default costs, for rotating disks, it prefers to sort a list with scattered rows; it need not.
             await connection.execute("SET enable_sort = off")
             await connection.execute(f"PREPARE planned AS {query.text}")
             plan: str = await connection.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE planned ({nulls})")
@@ -57,7 +57,7 @@ def plan_of(url: str, statement: ClauseElement) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("statement", STATEMENTS, ids=range(len(STATEMENTS)))
-def test_rows_are_found_by_the_key_and_can_come_in_its_order(crowded: str, statement: ClauseElement) -> None:
+def test_statements_scan_the_primary_key(crowded: str, statement: ClauseElement) -> None:
     plan = plan_of(crowded, statement)
 
     reading = [node for node in plan if node.get("Relation Name") == "tasks" and node["Node Type"] != "ModifyTable"]

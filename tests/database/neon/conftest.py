@@ -16,7 +16,7 @@ from todo_api.main import create_app
 
 @pytest.fixture(scope="session")
 def directory() -> Iterator[Path]:
-    """A directory that the database's own user may enter."""
+    """A directory that PostgreSQL's user may enter."""
     with tempfile.TemporaryDirectory(prefix="todo-") as directory:
         Path(directory).chmod(0o755)
         yield Path(directory)
@@ -32,7 +32,7 @@ def running_postgres(directory: Path) -> Iterator[Postgres]:
 
 @pytest.fixture
 def postgres(running_postgres: Postgres) -> Postgres:
-    """A PostgreSQL that a test may stop or kill: it runs again for the next one."""
+    """A PostgreSQL that a test may stop or kill; it is started again for the next test."""
     running_postgres.start()
     return running_postgres
 
@@ -53,7 +53,7 @@ def bouncer(pgbouncer_program: str, postgres: Postgres, directory: Path) -> Iter
 
 
 class Neon:
-    """The service in this process, and everything between it and its database."""
+    """The service in this process, a proxy, PgBouncer unless the endpoint is direct, and PostgreSQL."""
 
     def __init__(self, postgres: Postgres, bouncer: PgBouncer | None, front: Front) -> None:
         self._stack = ExitStack()
@@ -70,7 +70,7 @@ class Neon:
         return self._bouncer
 
     def serve(self, **settings: object) -> Callable[[], Person]:
-        """Start the service; what it returns makes users."""
+        """Start the service, and return a function that creates users."""
         app = create_app(settings_for(self.url, **{"pool_size": 4, **settings}), BearerIsIdentity())
         client = self._stack.enter_context(CheckedClient(app))
         return lambda: Person(client, self.direct_url, new_account(self.direct_url))
@@ -85,7 +85,7 @@ class Neon:
             time.sleep(0.1)
 
     def suspend(self, wake_seconds: float = 0) -> None:
-        """Suspend the compute in Neon's order; the next connection wakes it, which takes a while."""
+        """Stop pooler and compute in Neon's order; the next connection starts them after `wake_seconds`."""
         if self._bouncer:
             self._bouncer.kill()
         self.postgres.stop()
@@ -97,14 +97,14 @@ class Neon:
         self.front.wake = wake
 
     def resume(self) -> None:
-        """Start what does not run."""
+        """Start PostgreSQL and PgBouncer unless they run."""
         with self._resuming:
             self.postgres.start()
             if self._bouncer:
                 self._bouncer.start()
 
     def close(self) -> None:
-        """End the service."""
+        """Stop the service."""
         self._stack.close()
         self.front.speak()
 

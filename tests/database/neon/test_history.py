@@ -1,4 +1,4 @@
-"""Histories of concurrent clients while answers are lost: some order of the requests explains all that they saw."""
+"""Linearizability: while responses are lost, some order of the concurrent requests explains all responses."""
 
 import random
 import time
@@ -22,7 +22,7 @@ REQUESTS: dict[str, tuple[str, str, Any]] = {
 
 
 def do(person: Person, operation: str, task_id: int) -> Call:
-    """Send one request and note what came of it."""
+    """Send one request and record it with its response."""
     started = time.monotonic()
     if operation == "create":
         answer = person.ask("POST", json={"title": "x"}, headers=KEY)
@@ -47,7 +47,7 @@ CREATED = call("create", 0, 1, 201, "incomplete")
         ([CREATED, call("complete", 2, 3, 200, "complete"), call("get", 4, 5, 200, "complete")], True),
         ([CREATED, call("complete", 2, 3, 200, "complete"), call("get", 4, 5, 200, "incomplete")], False),
         ([CREATED, call("complete", 2, 6, 200, "complete"), call("get", 4, 5, 200, "incomplete")], True),
-        # A complete without an answer, seen to be applied, reopened, and seen again.
+        # A complete without a response: its effect is visible, is reopened, and is visible again.
         (
             [
                 CREATED,
@@ -58,7 +58,7 @@ CREATED = call("create", 0, 1, 201, "incomplete")
             ],
             False,
         ),
-        # A create without an answer makes one task, and not a second one after a delete.
+        # A create without a response creates one task, and no second one after a delete.
         ([call("create", 0, 9, 500), call("get", 1, 2, 200, "incomplete"), call("delete", 3, 4, 204)], True),
         (
             [
@@ -71,12 +71,12 @@ CREATED = call("create", 0, 1, 201, "incomplete")
         ),
     ],
 )
-def test_the_checker_tells_histories_apart(calls: list[Call], *, explained: bool) -> None:
+def test_checker_rejects_impossible_histories(calls: list[Call], *, explained: bool) -> None:
     assert is_linearizable(calls) == explained
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_history_with_lost_answers_is_linearizable(pooled: Neon, seed: int) -> None:
+def test_history_with_lost_responses_is_linearizable(pooled: Neon, seed: int) -> None:
     alice = pooled.serve()()
     task_ids: list[int] = [do(alice, "create", 0).task_id]
     alice.ask("DELETE", f"/{task_ids[0]}")
@@ -103,7 +103,7 @@ def test_a_history_with_lost_answers_is_linearizable(pooled: Neon, seed: int) ->
     assert is_linearizable(history)
 
 
-def test_a_lost_complete_never_undoes_a_later_reopen(neon: Neon) -> None:
+def test_lost_complete_never_undoes_later_reopen(neon: Neon) -> None:
     alice, second = neon.serve(pool_size=1)(), Neon(neon.postgres, None, neon.front)
     second.url = neon.direct_url
     other = Person(second.serve()().client, alice.database_url, alice.id)
@@ -121,7 +121,7 @@ def test_a_lost_complete_never_undoes_a_later_reopen(neon: Neon) -> None:
     second.close()
 
 
-def test_a_lost_create_never_returns_after_its_delete(neon: Neon) -> None:
+def test_lost_create_never_returns_after_delete(neon: Neon) -> None:
     alice, second = neon.serve(pool_size=1)(), Neon(neon.postgres, None, neon.front)
     second.url = neon.direct_url
     other = Person(second.serve()().client, alice.database_url, alice.id)

@@ -1,4 +1,4 @@
-"""What happens to a statement whose connection breaks after it was sent."""
+"""Statements whose connection breaks after they were sent."""
 
 import time
 from collections import Counter
@@ -14,7 +14,7 @@ from tests.support.crowd import crowd
 
 
 def writing(person: Person, over: Event, name: int, acknowledged: list[str]) -> Counter[int]:
-    """Create tasks until it is over; note the titles that were acknowledged, and count the codes answered."""
+    """Create tasks until `over` is set; record the acknowledged titles, and count the status codes."""
     codes = Counter[int]()
     while not over.is_set():
         title = f"{name} {codes.total()}"
@@ -44,7 +44,7 @@ FAULTS: dict[str, Callable[[Neon], None]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
-def test_under_eight_writers_nothing_acknowledged_is_lost_and_nothing_applied_twice(
+def test_faults_neither_lose_nor_repeat_writes(
     pooled: Neon, caplog: pytest.LogCaptureFixture, fault: Callable[[Neon], None]
 ) -> None:
     alice = pooled.serve(pool_size=8)()
@@ -73,7 +73,7 @@ def test_under_eight_writers_nothing_acknowledged_is_lost_and_nothing_applied_tw
 
 
 @pytest.mark.parametrize("path", ["", "?limit=5", "/{id}"])
-def test_a_read_whose_answer_is_lost_is_repeated(neon: Neon, path: str) -> None:
+def test_read_with_lost_response_is_retried(neon: Neon, path: str) -> None:
     alice = neon.serve(pool_size=1)()
     path = path.replace("{id}", str(alice.create()["id"]))
     alice.ask("GET", path)
@@ -100,7 +100,7 @@ WRITES: list[tuple[str, str, Any, dict[str, str], list[tuple[str, str]]]] = [
 
 
 @pytest.mark.parametrize(("method", "path", "body", "headers", "stored"), WRITES)
-def test_a_write_whose_answer_is_lost_is_sent_once(
+def test_write_with_lost_response_is_sent_once(
     neon: Neon, method: str, path: str, body: Any, headers: dict[str, str], stored: list[tuple[str, str]]
 ) -> None:
     alice = neon.serve(pool_size=1)()

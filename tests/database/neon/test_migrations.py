@@ -1,4 +1,4 @@
-"""Migrations through a pooler, where no session is one's own."""
+"""Migrations through a pooler in transaction mode, where connections have no sessions of their own."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from tests.support.postgres import new_database, sql
 from tests.support.serving import BIN
 
 
-def test_replicas_that_migrate_at_once_through_a_pooler_take_turns(pooled: Neon, tmp_path: Path) -> None:
+def test_concurrent_migrations_through_pooler_succeed(pooled: Neon, tmp_path: Path) -> None:
     direct_url = new_database(pooled.postgres.url, "migrated")
     environment = {**os.environ, "DATABASE_URL": pooled.url.replace("/todo", "/migrated")}
 

@@ -1,4 +1,4 @@
-"""What operators do: migrate beside traffic, stop and replace processes, run several."""
+"""Operating the service: migrating during traffic, stopping processes, running several."""
 
 import signal
 import time
@@ -20,7 +20,7 @@ from tests.support.serving import Process, free_port, process, wait_for
 ROOT = Path(__file__).parents[3]
 
 
-def test_an_additive_migration_under_load_fails_no_request(neon: Neon) -> None:
+def test_additive_migration_fails_no_request(neon: Neon) -> None:
     alice = neon.serve()()
     everything(alice)
     stop = time.monotonic() + 2
@@ -50,7 +50,7 @@ def test_an_additive_migration_under_load_fails_no_request(neon: Neon) -> None:
             sql(neon.direct_url, "ALTER TABLE tasks ADD CHECK (priority > 0) NOT VALID")
             sql(neon.direct_url, "CREATE INDEX CONCURRENTLY tasks_priority ON tasks (user_id, priority)")
             assert sum(done.result() for done in rounds) > 6
-        # Readiness stays while a newer schema is rolled out.
+        # The service stays ready with a newer schema.
         assert alice.client.get("/health/ready").status_code == 200
     finally:
         sql(neon.direct_url, "DROP INDEX tasks_priority")
@@ -59,14 +59,14 @@ def test_an_additive_migration_under_load_fails_no_request(neon: Neon) -> None:
 
 @contextmanager
 def served(neon: Neon, cwd: Path, *options: str) -> Iterator[tuple[str, Process]]:
-    """Run the service as a process of its own."""
+    """Run the service as a child process."""
     port = free_port()
     environment = {
         "DATABASE_URL": neon.url,
         "AUTH_BACKEND": "tests.support.api:BearerIsIdentity",
         "POOL_SIZE": "4",
         "PYTHONPATH": str(ROOT),
-        "COVERAGE_PROCESS_CONFIG": "",  # not measured, and started sooner
+        "COVERAGE_PROCESS_CONFIG": "",  # no coverage, so that it starts faster
     }
     command = ("uvicorn", "todo_api.main:app", "--port", str(port), *options)
     cwd.mkdir(exist_ok=True)
@@ -77,7 +77,7 @@ def served(neon: Neon, cwd: Path, *options: str) -> Iterator[tuple[str, Process]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_sigterm_under_load_answers_what_was_accepted_and_ends(pooled: Neon, tmp_path: Path, workers: int) -> None:
+def test_sigterm_answers_accepted_requests(pooled: Neon, tmp_path: Path, workers: int) -> None:
     owner = new_account(pooled.direct_url)
     codes = Counter[int]()
     cut_off: list[httpx2.TransportError] = []
@@ -88,7 +88,7 @@ def test_sigterm_under_load_answers_what_was_accepted_and_ends(pooled: Neon, tmp
                 try:
                     answer = client.post(f"{url}/api/{owner}/tasks", json={"title": f"{n} {codes.total()}"})
                 except httpx2.ConnectError:
-                    return  # not accepted any more
+                    return  # the server no longer accepts connections
                 except httpx2.TransportError as error:
                     cut_off.append(error)
                     return
@@ -107,11 +107,11 @@ def test_sigterm_under_load_answers_what_was_accepted_and_ends(pooled: Neon, tmp
     assert took < 10
     assert codes.keys() == {201}
     stored = sql(pooled.direct_url, "SELECT count(*) FROM tasks WHERE user_id = $1", owner)[0]["count"]
-    # A connection that is kept alive may be closed under a request that was never read; what was read is answered.
+    # The server may close a keep-alive connection before it reads a request; every request that it read is answered.
     assert stored == codes[201], f"{len(cut_off)} cut off"
 
 
-def test_two_processes_on_one_database_behave_as_one(pooled: Neon, tmp_path: Path) -> None:
+def test_two_processes_share_one_database(pooled: Neon, tmp_path: Path) -> None:
     owner = new_account(pooled.direct_url)
     with ExitStack() as stack:
         one, other = [
@@ -132,7 +132,7 @@ def test_two_processes_on_one_database_behave_as_one(pooled: Neon, tmp_path: Pat
             one, other = other, one
 
 
-def test_migrations_hold_their_lock_through_a_pooler(pooled: Neon, tmp_path: Path) -> None:
+def test_migration_lock_works_through_pooler(pooled: Neon, tmp_path: Path) -> None:
     sql(pooled.postgres.url, "CREATE DATABASE unmigrated")
     environment = {"DATABASE_URL": pooled.url.replace("/todo", "/unmigrated")}
     try:

@@ -1,4 +1,4 @@
-"""The pool: never more than its size, first come first served, and nobody who leaves takes a part of it along."""
+"""The pool: bounded size, first come first served, and disconnected clients release their connections."""
 
 import asyncio
 import socket
@@ -19,7 +19,7 @@ from todo_api.statements import STATEMENTS
 CONNECTED = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
 
-def test_the_pool_never_opens_more_than_its_size(direct: Neon) -> None:
+def test_pool_never_exceeds_its_size(direct: Neon) -> None:
     alice = direct.serve(pool_size=3)()
 
     with crowd(24) as threads:
@@ -29,7 +29,7 @@ def test_the_pool_never_opens_more_than_its_size(direct: Neon) -> None:
     assert direct.front.connections == 3
 
 
-def test_a_pooler_that_is_full_is_waited_for(pooled: Neon) -> None:
+def test_full_pooler_is_waited_for(pooled: Neon) -> None:
     pooled.bouncer.kill()
     pooled.bouncer.start(pool_size=1, query_wait_timeout=1)
     alice = pooled.serve(pool_size=2)()
@@ -37,14 +37,14 @@ def test_a_pooler_that_is_full_is_waited_for(pooled: Neon) -> None:
 
     with crowd(1) as threads, locked(pooled.url):
         answer = threads.submit(alice.ask, "POST", json={"title": "waited"})
-        time.sleep(1.5)  # the pooler has given up on it once
+        time.sleep(1.5)  # longer than query_wait_timeout, so that one attempt has failed
         assert not answer.done()
 
     assert answer.result().status_code == 201
     assert [task["title"] for task in alice.tasks()] == ["waited", "Buy milk"]
 
 
-def test_who_came_first_is_served_first(direct: Neon) -> None:
+def test_requests_are_served_in_order(direct: Neon) -> None:
     order: list[int] = []
 
     async def ask(database: Database, name: int) -> None:
@@ -59,11 +59,11 @@ def test_who_came_first_is_served_first(direct: Neon) -> None:
 
     asyncio.run(compete())
 
-    # Whoever has been served goes to the end of the queue.
+    # After each statement its caller goes to the end of the queue.
     assert order == list(range(8)) * 20
 
 
-def test_clients_that_leave_take_no_connection_along(direct: Neon, tmp_path: Path) -> None:
+def test_disconnected_clients_release_their_connections(direct: Neon, tmp_path: Path) -> None:
     owner = new_account(direct.direct_url)
     environment = {"DATABASE_URL": direct.url, "AUTH_BACKEND": "tests.support.api:BearerIsIdentity", "POOL_SIZE": "2"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[3])

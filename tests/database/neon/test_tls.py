@@ -1,4 +1,4 @@
-"""TLS to a server that must prove itself, as Neon's connection string asks for."""
+"""TLS with verification of the server, as Neon's connection string requires."""
 
 import ssl
 import time
@@ -23,7 +23,7 @@ def authority() -> trustme.CA:
 
 @pytest.fixture(scope="module")
 def roots(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with the certificate of the authority that is to be trusted."""
+    """A file with the trusted authority's certificate."""
     path = tmp_path_factory.mktemp("tls") / "root.pem"
     authority.cert_pem.write_to_path(str(path))
     return path
@@ -43,7 +43,7 @@ def bouncer_port(bouncer: PgBouncer) -> int:
 
 @pytest.fixture
 def trusted(postgres: Postgres, bouncer: PgBouncer, bouncer_port: int, authority: trustme.CA) -> Iterator[Neon]:
-    """A proxy with a certificate for its host by the trusted authority."""
+    """A proxy with a certificate for its host, issued by the trusted authority."""
     with Front(bouncer_port, context(authority, "localhost")) as front:
         neon = Neon(postgres, bouncer, front)
         yield neon
@@ -61,7 +61,7 @@ def trusted(postgres: Postgres, bouncer: PgBouncer, bouncer_port: int, authority
         f"{STRICT}&application_name=todo",
     ],
 )
-def test_a_server_that_proves_itself_is_talked_to(trusted: Neon, roots: Path, query: str) -> None:
+def test_verified_server_is_accepted(trusted: Neon, roots: Path, query: str) -> None:
     trusted.url = f"postgres://postgres:p%40ss@localhost:{trusted.front.port}/todo?{query}&sslrootcert={roots}"
     alice = trusted.serve()()
 
@@ -69,7 +69,7 @@ def test_a_server_that_proves_itself_is_talked_to(trusted: Neon, roots: Path, qu
     assert set(trusted.front.server_names) == {"localhost"}
 
 
-def test_without_a_word_about_it_tls_is_preferred(trusted: Neon) -> None:
+def test_tls_is_preferred_by_default(trusted: Neon) -> None:
     trusted.url = f"postgresql://postgres@localhost:{trusted.front.port}/todo"
 
     assert trusted.serve()().create()
@@ -78,7 +78,7 @@ def test_without_a_word_about_it_tls_is_preferred(trusted: Neon) -> None:
 
 @pytest.mark.parametrize("query", [STRICT, "channel_binding=require", "sslmode=verify-full"])
 @pytest.mark.parametrize("fault", ["another authority", "another host"])
-def test_a_server_that_cannot_prove_itself_gets_no_password(
+def test_unverified_server_gets_no_password(
     postgres: Postgres, bouncer_port: int, authority: trustme.CA, roots: Path, caplog: pytest.LogCaptureFixture,
     query: str, fault: str,
 ) -> None:  # fmt: skip
@@ -99,7 +99,7 @@ def test_a_server_that_cannot_prove_itself_gets_no_password(
     assert took < 5, "it will not pass by waiting"
 
 
-def test_the_systems_authorities_are_asked_where_none_is_named(trusted: Neon, caplog: pytest.LogCaptureFixture) -> None:
+def test_system_authorities_are_the_default(trusted: Neon, caplog: pytest.LogCaptureFixture) -> None:
     trusted.url = f"postgresql://postgres@localhost:{trusted.front.port}/todo?{STRICT}"
     alice = trusted.serve(pool_size=1)()
 
@@ -108,7 +108,7 @@ def test_the_systems_authorities_are_asked_where_none_is_named(trusted: Neon, ca
 
 
 @pytest.mark.parametrize("query", [STRICT, "sslmode=verify-full"])
-def test_a_rotated_authority_needs_no_restart(
+def test_rotated_authority_needs_no_restart(
     postgres: Postgres, bouncer_port: int, authority: trustme.CA, tmp_path: Path, query: str
 ) -> None:
     roots, successor = tmp_path / "root.pem", trustme.CA()
@@ -128,7 +128,7 @@ def test_a_rotated_authority_needs_no_restart(
         neon.close()
 
 
-def test_an_authority_that_disappears_is_named_at_once(
+def test_missing_authority_is_named_at_once(
     postgres: Postgres, bouncer_port: int, authority: trustme.CA, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     roots = tmp_path / "root.pem"

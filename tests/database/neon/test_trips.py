@@ -1,4 +1,4 @@
-"""One round trip for every operation, none for a refused request, and a first request that pays no more."""
+"""Round trips: one per operation, also for the first request, and none for a refused request."""
 
 import pytest
 
@@ -27,7 +27,7 @@ OPERATIONS: list[tuple[str, str, Body, dict[str, str]]] = [
 
 
 @pytest.mark.parametrize(("method", "path", "body", "headers"), OPERATIONS)
-def test_each_operation_is_one_statement_and_one_round_trip_from_the_first(
+def test_each_operation_is_one_round_trip(
     neon: Neon, method: str, path: str, body: Body, headers: dict[str, str]
 ) -> None:
     alice = neon.serve()()
@@ -46,7 +46,7 @@ def test_each_operation_is_one_statement_and_one_round_trip_from_the_first(
     assert neon.front.connections == opened == 4
 
 
-def test_a_refused_request_asks_the_database_nothing(neon: Neon) -> None:
+def test_refused_request_sends_no_statement(neon: Neon) -> None:
     alice = neon.serve()()
     neon.wait_until_warm()
     before = neon.front.trips
@@ -85,7 +85,7 @@ def test_a_refused_request_asks_the_database_nothing(neon: Neon) -> None:
     assert neon.front.trips == before
 
 
-def test_warm_connections_hold_no_transaction_open(neon: Neon) -> None:
+def test_idle_connections_have_no_transaction(neon: Neon) -> None:
     neon.serve()
     neon.wait_until_warm()
 

@@ -1,4 +1,4 @@
-"""A database that sleeps, restarts or cannot be reached: who asks waits for it, and is answered when it is there."""
+"""A database that is suspended, restarts or cannot be reached: requests wait for it, at most `WAKE_SECONDS`."""
 
 import logging
 import time
@@ -11,7 +11,7 @@ from tests.support.crowd import crowd
 
 
 def everything(person: Person) -> None:
-    """Do all six operations, each of which must succeed."""
+    """Run all six operations; each must succeed."""
     task = person.create()
     assert person.tasks()[0] == task
     path = f"/{task['id']}"
@@ -32,7 +32,7 @@ def everything(person: Person) -> None:
         ("DELETE", "/{id}", None, 204),
     ],
 )
-def test_each_operation_wakes_a_suspended_compute_and_succeeds(
+def test_each_operation_wakes_suspended_compute(
     pooled: Neon, method: str, path: str, body: dict[str, str] | None, status: int
 ) -> None:
     alice = pooled.serve()()
@@ -45,7 +45,7 @@ def test_each_operation_wakes_a_suspended_compute_and_succeeds(
     assert pooled.front.wake is None
 
 
-def test_many_who_wait_for_a_slow_wake_all_succeed(neon: Neon) -> None:
+def test_requests_during_slow_wake_succeed(neon: Neon) -> None:
     alice = neon.serve()()
     alice.create()
     neon.suspend(wake_seconds=3)
@@ -59,7 +59,7 @@ def test_many_who_wait_for_a_slow_wake_all_succeed(neon: Neon) -> None:
     assert len(alice.tasks()) == 17
 
 
-def test_a_restart_that_refuses_connections_meanwhile_is_waited_for(neon: Neon) -> None:
+def test_refused_connections_during_restart_are_retried(neon: Neon) -> None:
     alice = neon.serve()()
     alice.create()
     neon.suspend()
@@ -75,7 +75,7 @@ def test_a_restart_that_refuses_connections_meanwhile_is_waited_for(neon: Neon) 
         assert answer.result().status_code == 201
 
 
-def test_connections_that_died_idle_are_noticed_without_asking(neon: Neon) -> None:
+def test_dead_idle_connections_are_replaced(neon: Neon) -> None:
     alice = neon.serve()()
     with crowd(8) as threads:
         list(threads.map(lambda _: alice.tasks(), range(16)))
@@ -87,7 +87,7 @@ def test_connections_that_died_idle_are_noticed_without_asking(neon: Neon) -> No
         everything(alice)
 
 
-def test_a_connection_that_died_idle_costs_no_wait(neon: Neon) -> None:
+def test_dead_idle_connection_costs_no_wait(neon: Neon) -> None:
     alice = neon.serve(wake_seconds=0, pool_size=1)()
     neon.wait_until_warm()
     neon.suspend()
@@ -97,7 +97,7 @@ def test_a_connection_that_died_idle_costs_no_wait(neon: Neon) -> None:
     assert alice.ask("POST", json={"title": "x"}).status_code == 201
 
 
-def test_a_connection_that_was_told_to_go_is_not_written_to(neon: Neon) -> None:
+def test_terminated_connection_is_not_used(neon: Neon) -> None:
     alice = neon.serve(pool_size=4)()
     neon.wait_until_warm()
     neon.front.say_farewell()
@@ -171,7 +171,7 @@ LASTING = [
 
 
 @pytest.mark.parametrize(("sqlstate", "text"), TRANSIENT)
-def test_an_error_that_passes_is_waited_out(direct: Neon, sqlstate: str, text: str) -> None:
+def test_transient_error_is_retried(direct: Neon, sqlstate: str, text: str) -> None:
     direct.front.refusals.extend([(sqlstate, text)] * 2)
     alice = direct.serve(pool_size=1)()
 
@@ -180,7 +180,7 @@ def test_an_error_that_passes_is_waited_out(direct: Neon, sqlstate: str, text: s
 
 
 @pytest.mark.parametrize(("sqlstate", "text"), LASTING)
-def test_an_error_that_stays_is_answered_at_once(
+def test_lasting_error_is_answered_at_once(
     direct: Neon, caplog: pytest.LogCaptureFixture, sqlstate: str, text: str
 ) -> None:
     direct.front.refusals.extend([(sqlstate, text)] * 3)
@@ -193,7 +193,7 @@ def test_an_error_that_stays_is_answered_at_once(
     assert text in caplog.text
 
 
-def test_away_for_good_is_an_error_that_says_so_until_it_is_back(neon: Neon, caplog: pytest.LogCaptureFixture) -> None:
+def test_unavailable_database_is_500_until_back(neon: Neon, caplog: pytest.LogCaptureFixture) -> None:
     alice = neon.serve(wake_seconds=0.4)()
     task = alice.create()
     neon.wait_until_warm()
@@ -209,14 +209,14 @@ def test_away_for_good_is_an_error_that_says_so_until_it_is_back(neon: Neon, cap
     assert {(answer.status_code, answer.text) for answer in answers} == {(500, '{"error":"Internal server error"}')}
     assert all(int(answer.headers["retry-after"]) > 0 for answer in answers)
     assert took < 3
-    # A line for each, with its cause and without a stack.
+    # One log line for each request, with its cause and without a traceback.
     lines = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(lines) == 16
     assert all("unavailable" in record.getMessage() and record.exc_info is None for record in lines)
     assert any("compute node" in record.getMessage() for record in lines)
     assert alice.client.get("/health/live").status_code == 200
     assert alice.client.get("/health/ready").status_code == 503
-    # What needs no database is answered as ever.
+    # Requests that need no database are still answered.
     assert alice.client.get(alice.path).status_code == 401
     assert alice.ask("GET", "/x").status_code == 400
     assert alice.client.get("/api/bob/tasks", headers=alice.headers).status_code == 404
@@ -226,7 +226,7 @@ def test_away_for_good_is_an_error_that_says_so_until_it_is_back(neon: Neon, cap
     assert alice.client.get("/health/ready").status_code == 200
 
 
-def test_a_service_that_starts_before_its_database_becomes_ready_by_itself(neon: Neon) -> None:
+def test_service_started_before_database_becomes_ready(neon: Neon) -> None:
     neon.suspend()
     neon.front.wake = None
     alice = neon.serve(wake_seconds=0.2)
