@@ -47,6 +47,7 @@ INDEX_IS_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'tasks_idem
 LOCK = f"SELECT pg_advisory_xact_lock({0x746F646F})"
 WAITS_FOR_LOCK = "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%pg_try_advisory%' AND pid <> pg_backend_pid()"
 NEW = "INSERT INTO tasks (user_id, title) VALUES ('alice', 'new') RETURNING id"
+WAITS = "The migration waits for a transaction of process {} (role postgres, unnamed application) to end.\n"
 SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT 1"
 
 
@@ -120,8 +121,9 @@ def test_previous_version_works_during_migration(filled: str, tmp_path: Path) ->
 
             await traffic.complete_rounds()
             assert [migration.returncode for migration in migrations] == [None, None]
+            waits = WAITS.format(reader.get_server_pid()).encode()
             await reader.close()
-            assert [(await migration.communicate())[1] for migration in migrations] == [b"", b""]
+            assert {(await migration.communicate())[1] for migration in migrations} <= {b"", waits}
             assert [migration.returncode for migration in migrations] == [0, 0]
             await traffic.complete_rounds()
             await observer.close()
@@ -236,3 +238,19 @@ def test_roles_with_insert_can_still_create(filled: str, worker: str) -> None:
     finally:
         sql(filled, f"DROP OWNED BY {role}")
         sql(filled, f"DROP ROLE {role}")
+
+
+def test_a_migration_names_whose_snapshot_it_waits_for(
+    filled: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("todo_api.migrations.WATCH_SECONDS", 0.1)
+
+    with crowd(1) as threads:
+        with locked(f"{filled}&application_name=report", SNAPSHOT):
+            migration = threads.submit(migrate, settings_for(filled))
+            while not caplog.messages:
+                assert not migration.done()
+        migration.result()
+
+    [said] = caplog.messages
+    assert said.endswith(" (role postgres, report) to end.")

@@ -18,10 +18,10 @@ from sqlmodel import SQLModel
 
 from tests.support.api import new_account
 from tests.support.crowd import crowd
-from tests.support.postgres import settings_for, sql
+from tests.support.postgres import locked, settings_for, sql
 from tests.support.serving import BIN
 from todo_api.errors import MigrationError
-from todo_api.migrations import migrate
+from todo_api.migrations import VERSION_TABLE, migrate
 from todo_api.models import Task, User
 
 BETTER_AUTH = """
@@ -143,7 +143,7 @@ def test_downgrade_and_upgrade_keep_accounts(empty_database: str, *, better_auth
     command.upgrade(config, "head")
 
     others = {"session"} if better_auth_first else set()
-    assert tables(empty_database) == {"user", "tasks", "alembic_version"} | others
+    assert tables(empty_database) == {"user", "tasks", VERSION_TABLE} | others
     assert sql(empty_database, COLUMNS, "user") == before
     assert [row["id"] for row in sql(empty_database, 'SELECT id FROM "user"')] == ["alice"]
     assert sql(empty_database, "SELECT * FROM tasks") == []
@@ -208,7 +208,7 @@ def test_two_replicas_may_migrate_concurrently(empty_database: str, tmp_path: Pa
         runs = list(threads.map(run, range(2)))
 
     assert [(run.returncode, run.stderr) for run in runs] == [(0, "")] * 2
-    assert tables(empty_database) == {"user", "tasks", "alembic_version"}
+    assert tables(empty_database) == {"user", "tasks", VERSION_TABLE}
 
 
 def test_migration_gives_up_on_table_lock(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,10 +230,82 @@ def test_migration_gives_up_on_table_lock(empty_database: str, monkeypatch: pyte
 
 def test_unknown_schema_version_is_one_line(empty_database: str) -> None:
     migrate(settings_for(empty_database))
-    sql(empty_database, "UPDATE alembic_version SET version_num = '9999'")
+    sql(empty_database, "UPDATE todo_api_version SET version_num = '9999'")
 
     with pytest.raises(MigrationError, match=r"^The database's schema is not one that this version can .*9999"):
         migrate(settings_for(empty_database))
+
+
+FOREIGN = "CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)"
+
+
+@pytest.mark.parametrize("version", ["0001", "0002", "9999"])
+def test_the_version_of_another_application_is_not_ours(empty_database: str, version: str) -> None:
+    sql(empty_database, FOREIGN)
+    sql(empty_database, "INSERT INTO alembic_version VALUES ($1)", version)
+
+    migrate(settings_for(empty_database))
+
+    command.check(config_for(empty_database))
+    assert sql(empty_database, "SELECT * FROM alembic_version") == [{"version_num": version}]
+
+
+@pytest.mark.parametrize("since", [None, "0003"])
+@pytest.mark.parametrize("version", ["0001", "0002"])
+def test_a_database_of_version_1_0_is_adopted(empty_database: str, version: str, since: str | None) -> None:
+    command.upgrade(config_for(empty_database), version)
+    new_account(empty_database, "alice")
+    sql(empty_database, "INSERT INTO tasks (user_id, title) VALUES ('alice', 'x')")
+    sql(empty_database, f"DROP TABLE {VERSION_TABLE}")
+    sql(empty_database, FOREIGN)
+    # Another application may have gone on from what it took for its own version.
+    sql(empty_database, "INSERT INTO alembic_version VALUES ($1)", since or version)
+
+    migrate(settings_for(empty_database))
+    migrate(settings_for(empty_database))
+
+    command.check(config_for(empty_database))
+    assert sql(empty_database, "SELECT user_id, id, title FROM tasks") == [{"user_id": "alice", "id": 1, "title": "x"}]
+    assert sql(empty_database, "SELECT * FROM alembic_version") == [{"version_num": since or version}]
+
+
+def test_a_table_of_another_application_is_not_adopted(empty_database: str) -> None:
+    sql(empty_database, "CREATE TABLE tasks (id int)")
+
+    with pytest.raises(MigrationError, match=r'^The database refused the migration: relation "tasks" already exists$'):
+        migrate(settings_for(empty_database))
+
+
+def test_sql_without_a_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "alembic.ini").write_text("[alembic]\nscript_location = todo_api:migrations\n")
+
+    ended = subprocess.run(
+        [BIN / "alembic", "upgrade", "head", "--sql"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+
+    assert ended.returncode != 0
+    assert ended.stdout + ended.stderr == (
+        "FAILED: Migrations look at the database before they change it: without one there is no SQL to print.\n"
+    )
+
+
+def test_a_migration_names_whose_transaction_it_waits_for(
+    empty_database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sql(empty_database, BETTER_AUTH)
+    monkeypatch.setattr("todo_api.migrations.LOCK_SECONDS", 2)
+    monkeypatch.setattr("todo_api.migrations.WATCH_SECONDS", 0.1)
+
+    with (
+        locked(f"{empty_database}&application_name=report", 'SELECT FROM "user"; LOCK TABLE "user"'),
+        pytest.raises(MigrationError, match="lock timeout"),
+    ):
+        migrate(settings_for(empty_database))
+
+    [said] = caplog.messages
+    assert re.fullmatch(
+        r"The migration waits for a transaction of process \d+ \(role postgres, report\) to end\.", said
+    )
 
 
 # What is between parentheses or quotes separates no subcommands.

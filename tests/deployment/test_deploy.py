@@ -109,7 +109,7 @@ def test_service_role_can_run_every_operation(deployment: Deployment) -> None:
         'SELECT id FROM "user"',
         """INSERT INTO "user" (id, name, email, "emailVerified") VALUES ('x', 'x', 'x', true)""",
         'DELETE FROM "user"',
-        "SELECT * FROM alembic_version",
+        "SELECT * FROM todo_api_version",
         "SELECT setval('tasks_ids', 1)",
         "TRUNCATE tasks",
         "ALTER TABLE tasks ADD COLUMN x int",

@@ -12,13 +12,18 @@ from todo_api.settings import Settings
 # queues behind it.
 TURN_SECONDS = 60.0
 LOCK_SECONDS = 5.0
+# How often a migration looks whether it is blocked by somebody's transaction.
+WATCH_SECONDS = 1.0
+# Not `alembic_version`: another application's Alembic may keep its own version there, in the same database.
+VERSION_TABLE = "todo_api_version"
 
 
 def migrate(settings: Settings) -> None:
     """Bring the database up to the newest schema, through `DATABASE_URL_UNPOOLED` where there is one.
 
-    Safe beside traffic and beside another migration: a second one waits for the first and finds its work done. Raises
-    `MigrationError` with one sentence when the database cannot be reached, refuses, or stays locked too long.
+    Safe beside traffic and beside another migration: a second one waits for the first and finds its work done. Logs
+    whose transaction it waits for. Raises `MigrationError` with one sentence when the database cannot be reached,
+    refuses, or stays locked too long.
     """
     config = Config()
     config.set_main_option("script_location", "todo_api:migrations")

@@ -1,11 +1,13 @@
 """Alembic's environment: one migrating process at a time, one transaction per migration, this service's tables only."""
 
 import asyncio
+import logging
 
 import asyncpg
 from alembic import context
+from alembic.util import CommandError
 from sqlalchemy import Connection, event, text
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 from sqlmodel import SQLModel
 
@@ -15,10 +17,28 @@ from todo_api.errors import MigrationError
 from todo_api.models import Task
 from todo_api.settings import Settings
 
+logger = logging.getLogger("todo_api.migrations")
+_APPLICATION_NAME = "todo-api-migrate"
 # Any number no other program locks by. Transaction-level locks and settings also hold through a transaction pooler.
 _TRY_LOCK = text(f"SELECT pg_try_advisory_xact_lock({0x746F646F})")
 # Executed last while the lock is held: after a SELECT, the connection would keep its snapshot until the next statement.
 _STAY = text("SET LOCAL idle_in_transaction_session_timeout = 0")
+# Version 1.0 kept its version in `alembic_version`, where another application's may be. The tables say it as well.
+_VERSION_OF_TABLES = text("""
+    SELECT CASE WHEN EXISTS (
+        SELECT FROM pg_attribute
+        WHERE attrelid = conrelid AND attname = 'idempotency_request' AND NOT attisdropped
+    ) THEN '0002' ELSE '0001' END
+    FROM pg_constraint WHERE conrelid = to_regclass('tasks') AND conname = 'tasks_status_known'
+""")
+_BLOCKERS = text("""
+    SELECT blocker.pid, blocker.usename, coalesce(nullif(blocker.application_name, ''), 'unnamed application')
+    FROM pg_stat_activity AS migration
+    CROSS JOIN unnest(pg_blocking_pids(migration.pid)) AS blocking (pid)
+    JOIN pg_stat_activity AS blocker ON blocker.pid = blocking.pid
+    WHERE migration.datname = current_database() AND migration.application_name = :application_name
+        AND migration.wait_event_type = 'Lock'
+""")
 
 
 async def _take_turn(connection: AsyncConnection) -> None:
@@ -41,6 +61,22 @@ def _limit_waiting(connection: Connection) -> None:
     connection.exec_driver_sql(f"SELECT set_config('lock_timeout', '{migrations.LOCK_SECONDS * 1000:.0f}', true)")
 
 
+async def _name_blockers(engine: AsyncEngine) -> None:
+    """Log whose transactions the migration waits for, each once.
+
+    On a connection that keeps no transaction: building an index would wait for its snapshot, too.
+    """
+    named: set[object] = set()
+    async with engine.connect() as connection:
+        while True:
+            await asyncio.sleep(migrations.WATCH_SECONDS)
+            blockers = await connection.execute(_BLOCKERS, {"application_name": _APPLICATION_NAME})
+            for blocker in set(blockers) - named:
+                named.add(blocker)
+                logger.warning("The migration waits for a transaction of process %d (role %s, %s) to end.", *blocker)
+            await connection.rollback()
+
+
 def _migrate(connection: Connection) -> None:
     event.listen(connection, "begin", _limit_waiting)
     context.configure(
@@ -52,19 +88,24 @@ def _migrate(connection: Connection) -> None:
         autogenerate_plugins=["alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"],
         compare_server_default=True,
         transaction_per_migration=True,
+        version_table=migrations.VERSION_TABLE,
     )
     if connection.scalar(text("SHOW server_encoding")) != "UTF8":
         raise MigrationError("The database cannot hold every text: its encoding has to be UTF8.")
+    if not context.get_context().get_current_heads() and (version := connection.scalar(_VERSION_OF_TABLES)):
+        context.get_context().stamp(context.script, version)
+        connection.commit()
     with context.begin_transaction():
         context.run_migrations()
 
 
 async def _run() -> None:
     settings: Settings = context.config.attributes.get("settings") or Settings.read()
-    url = settings.database_url_unpooled or settings.database_url
+    url = (settings.database_url_unpooled or settings.database_url).get_secret_value()
+    url += f"{'&' if '?' in url else '?'}application_name={_APPLICATION_NAME}"  # of two, the last one counts
 
     async def connect() -> asyncpg.Connection:
-        return await asyncpg.connect(**connect_arguments(url.get_secret_value()))
+        return await asyncpg.connect(**connect_arguments(url))
 
     engine = create_async_engine(
         "postgresql+asyncpg://",
@@ -74,7 +115,14 @@ async def _run() -> None:
     )
     async with engine.connect() as turn, engine.connect() as connection:
         await _take_turn(turn)
-        await connection.run_sync(_migrate)
+        watching = asyncio.create_task(_name_blockers(engine))
+        try:
+            await connection.run_sync(_migrate)
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
 
 
+if context.is_offline_mode():
+    raise CommandError("Migrations look at the database before they change it: without one there is no SQL to print.")
 asyncio.run(_run())

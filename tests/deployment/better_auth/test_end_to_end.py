@@ -20,7 +20,7 @@ from tests.support.postgres import migrated_database, new_database, settings_for
 from todo_api.migrations import migrate
 
 THEIRS = {"user", "session", "account", "verification", "jwks"}
-OURS = {"user", "tasks", "alembic_version"}
+OURS = {"user", "tasks", "todo_api_version"}
 KEY = Ed25519PrivateKey.generate()
 # An expired key, which Better Auth publishes but no longer signs with.
 PUBLISH = """
