@@ -3,6 +3,9 @@
 Each statement is built once, from the models, and ends in one text column: the answer's JSON, written by PostgreSQL.
 That is one round trip, spares the service reading and writing every task again, and fixes the type of each result, so
 that no later migration can break a prepared statement.
+
+Writes apply only IMMUTABLE functions to columns, and no others at all in RETURNING, CASE and COALESCE: Citus, which can
+distribute the table by owner, refuses the rest. So they return plain columns, and times are formatted outside of them.
 """
 
 from typing import Any
@@ -14,6 +17,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     ColumnElement,
+    DateTime,
     Integer,
     LargeBinary,
     Select,
@@ -38,6 +42,7 @@ from sqlmodel import col
 
 from todo_api.models import CREATED, KEYED, NULLABLE, TASK_FIELDS, UPDATED, Task
 
+_UTC: ColumnElement[str] = literal_column("'UTC'")
 # The owner's rows, and one of them: every statement below selects by one of these.
 _OWNER: ColumnElement[str] = bindparam("owner", type_=Text)
 _own_tasks = col(Task.user_id) == _OWNER
@@ -52,13 +57,12 @@ def _column(name: str) -> ColumnElement[Any]:
 def _utc(time: ColumnElement[Any] | Mapped[Any]) -> ColumnElement[str]:
     """Format a time as text, independently of the session's time zone."""
     pattern: ColumnElement[str] = literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'""")
-    return func.to_char(func.timezone(literal_column("'UTC'"), time), pattern)
+    return func.to_char(func.timezone(_UTC, time), pattern)
 
 
-def _answered(name: str) -> ColumnElement[Any]:
-    column = _column(name)
-    is_time = TASK_FIELDS[name].schema.get("format") == "date-time"
-    return _utc(column).label(name) if is_time else column
+def _answered(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    is_time = TASK_FIELDS[column.name].schema.get("format") == "date-time"
+    return _utc(column).label(column.name) if is_time else column
 
 
 def _written(name: str) -> ColumnElement[Any]:
@@ -73,15 +77,20 @@ def _changed(name: str) -> ColumnElement[Any]:
     return func.coalesce(_written(name), _column(name))
 
 
-_answer = [_answered(name) for name in TASK_FIELDS]
+_fields = [_column(name) for name in TASK_FIELDS]
+_answer = [_answered(column) for column in _fields]
 
 
 def _json(rows: CTE | Subquery) -> ColumnElement[Any]:
     return func.row_to_json(rows.table_valued())
 
 
+def _task(rows: CTE) -> Subquery:
+    return select(*[_answered(column) for column in rows.c if column.name in TASK_FIELDS]).subquery("task")
+
+
 def _one(rows: CTE) -> Select[Any]:
-    return select(cast(_json(rows), Text))
+    return select(cast(_json(_task(rows)), Text))
 
 
 def _list(*conditions: ColumnElement[bool]) -> Select[Any]:
@@ -105,7 +114,11 @@ def _page(*conditions: ColumnElement[bool]) -> Select[Any]:
 
 
 # `updated_at` is the task's version: it grows with every change, even within one microsecond of the clock.
-_later = func.greatest(func.now(), col(Task.updated_at) + literal_column("interval '1 microsecond'"))
+# Adding to a time in UTC is IMMUTABLE; adding to a timestamptz is not, since a day's length depends on the time zone.
+_next: ColumnElement[Any] = func.timezone(
+    _UTC, func.timezone(_UTC, col(Task.updated_at)) + literal_column("interval '1 microsecond'")
+)
+_is_complete = col(Task.status) == "complete"
 _has_status = col(Task.status) == bindparam("status", type_=Text)
 _new_row = {"user_id": _OWNER, **{name: _written(name) for name in CREATED}}
 _fingerprint = bindparam("fingerprint", type_=LargeBinary)
@@ -115,8 +128,8 @@ LIST = _list()
 LIST_BY_STATUS = _list(_has_status)
 PAGE = _page()
 PAGE_BY_STATUS = _page(_has_status)
-GET = _one(select(*_answer).where(_own_task).cte("task"))
-CREATE = _one(insert(Task).values(_new_row).returning(*_answer).cte("task"))
+GET = _one(select(*_fields).where(_own_task).cte("found"))
+CREATE = _one(insert(Task).values(_new_row).returning(*_fields).cte("written"))
 # ON CONFLICT DO UPDATE, which rewrites the key as it is, waits for an insertion of the same key that is still under way
 # and returns its row. DO NOTHING returns no row, and a SELECT beside it may not see the task. The first word of the
 # answer is the outcome.
@@ -136,23 +149,22 @@ _keyed = (
         set_={"idempotency_key": col(Task.idempotency_key)},
     )
     .returning(
-        *_answer,
+        *_fields,
         case(
             (col(Task.idempotency_request) == _request, literal_column("'created '")),
             (col(Task.idempotency_fingerprint) == _fingerprint, literal_column("'replayed '")),
             else_=literal_column("'reused '"),
         ).label("outcome"),
     )
-    .cte("kept")
+    .cte("written")
 )
-_keyed_task = select(*[column for column in _keyed.c if column.name != "outcome"]).cte("task")
-CREATE_ONCE = select(func.concat(select(_keyed.c.outcome).scalar_subquery(), _json(_keyed_task)))
+CREATE_ONCE = select(func.concat(select(_keyed.c.outcome).scalar_subquery(), _json(_task(_keyed))))
 # One text for every choice of fields, so that each connection prepares one statement.
 _update = (
     update(Task)
     .where(_own_task)
-    .values({name: _changed(name) for name in UPDATED} | {"updated_at": _later})
-    .returning(*_answer)
+    .values({name: _changed(name) for name in UPDATED} | {"updated_at": func.greatest(func.now(), _next)})
+    .returning(*_fields)
 )
 # One UPDATE for either status. With WHERE status <> 'complete' and a fallback SELECT, the SELECT was seen to return
 # `incomplete` while a concurrent complete committed.
@@ -161,14 +173,18 @@ _complete = (
     .where(_own_task)
     .values(
         status="complete",
-        updated_at=case((col(Task.status) == "complete", col(Task.updated_at)), else_=_later),
+        # The old version if the task is complete, else the next; now() stands outside of CASE. LEAST ignores a null.
+        updated_at=func.greatest(
+            case((_is_complete, col(Task.updated_at)), else_=_next),
+            func.least(func.now(), case((_is_complete, col(Task.updated_at)))),
+        ),
     )
-    .returning(*_answer)
+    .returning(*_fields)
 )
 _delete = delete(Task).where(_own_task).returning(col(Task.id))
-UPDATE, COMPLETE, DELETE = (_one(write.cte("task")) for write in (_update, _complete, _delete))
+UPDATE, COMPLETE, DELETE = (_one(write.cte("written")) for write in (_update, _complete, _delete))
 
-_is_expected = _utc(col(Task.updated_at)) == any_(bindparam("versions", type_=ARRAY(Text)))
+_is_expected = col(Task.updated_at) == any_(bindparam("versions", type_=ARRAY(DateTime(timezone=True))))
 
 
 def _if_expected(write: CTE) -> Select[Any]:
@@ -179,7 +195,7 @@ def _if_expected(write: CTE) -> Select[Any]:
 
 
 UPDATE_IF, COMPLETE_IF, DELETE_IF = (
-    _if_expected(write.where(_is_expected).cte("task")) for write in (_update, _complete, _delete)
+    _if_expected(write.where(_is_expected).cte("written")) for write in (_update, _complete, _delete)
 )
 
 STATEMENTS = (

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime
 from hashlib import sha256
 from uuid import uuid4
 
@@ -84,7 +86,7 @@ class TaskStore:
         """Run the first statement of the pair, or the second to change only certain versions."""
         if versions is None:
             return await self._run(pair[0], parameters)
-        answer = await self._run(pair[1], {"versions": versions, **parameters})
+        answer = await self._run(pair[1], {"versions": _times(versions), **parameters})
         if not answer:
             raise TaskChanged
         return answer
@@ -111,3 +113,14 @@ def fingerprint(task: Mapping[str, object]) -> bytes:
         [name, value] for name, value in task.items() if name not in ("title", "description") and value is not None
     ]
     return sha256(json.dumps(positional + named, default=str).encode()).digest()
+
+
+def _times(versions: list[str]) -> list[datetime]:
+    """Parse versions; one that is not exactly as SQL formats it is no version of any task."""
+    times = []
+    for version in versions:
+        with suppress(ValueError):
+            time = datetime.fromisoformat(version)
+            if version == f"{time.replace(tzinfo=None).isoformat(timespec='microseconds')}Z":
+                times.append(time)
+    return times

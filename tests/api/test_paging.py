@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import chain
 from typing import Any
@@ -307,14 +308,15 @@ def test_paging_during_changes_misses_no_task(
     assert throughout <= set(seen)
 
 
-PARAMETERS = {"owner": "alice", "task_id": 500, "newest": 900, "limit": 10, "status": "incomplete", "versions": ["x"]}
-PARAMETERS |= {"new_title": None, "new_description": None, "has_description": False}
+PARAMETERS = {"owner": "alice", "task_id": 500, "newest": 900, "limit": 10, "status": "incomplete"}
+PARAMETERS |= {"versions": [datetime.now(UTC)], "new_title": None, "new_description": None, "has_description": False}
 
 
 def plan_of(url: str, statement: Select[Any]) -> str:
     """Ask PostgreSQL for the plan of a statement."""
     used = {name: value for name, value in PARAMETERS.items() if name in statement.compile(dialect=DIALECT).params}
-    text = statement.params(**used).compile(dialect=DIALECT, compile_kwargs={"literal_binds": True})
+    compiled = statement.params(**used).compile(dialect=DIALECT, compile_kwargs={"literal_binds": True})
+    text = str(compiled).replace("ARRAY['", "ARRAY[timestamptz '")  # SQLAlchemy gives literals in an array no type
     return "\n".join(row["QUERY PLAN"] for row in sql(url, f"EXPLAIN {text}"))
 
 
