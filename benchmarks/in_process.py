@@ -1,4 +1,4 @@
-"""What a request costs the process itself: without server, network and database.
+"""Measures the processor time of a request in the service alone, without server, network and database.
 
 Prints microseconds of processor time as JSON: the medians of interleaved rounds.
 """
@@ -42,8 +42,8 @@ HEADERS = [(b"host", b"127.0.0.1:8000"), (b"user-agent", b"wrk"), (b"authorizati
 JSON_HEADERS = [*HEADERS, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(NEW))]
 
 
-class AnsweringDatabase:
-    """Takes the place of the database: every statement returns the same task."""
+class StubDatabase:
+    """A database whose every statement returns the same task."""
 
     async def run(self, _: object, __: Mapping[str, object]) -> str:
         return TEXT
@@ -70,11 +70,11 @@ async def read_task_by_id(user_id: str, task_id: int) -> JSONResponse:
 
 
 def cases() -> dict[str, Case]:
-    """Make the applications that are compared."""
+    """Create the applications and requests to compare."""
     fastapi = FastAPI()
     fastapi.get("/api/{user_id}/tasks/{task_id}")(read_task_by_id)
     service = create_app(Settings.read(database_url=EXAMPLE_URL, auth_backend=None), BearerIsIdentity())
-    service.state.database = AnsweringDatabase()
+    service.state.database = StubDatabase()
     path = "/api/alice/tasks"
     return {
         "Starlette route": Case(Starlette(routes=[Route("/api/{user_id}/tasks/{id}", read_task)]), "GET", f"{path}/7"),
@@ -85,7 +85,7 @@ def cases() -> dict[str, Case]:
 
 
 async def serve(case: Case) -> None:
-    """Have the application answer one request."""
+    """Send one request to the application."""
     statuses = []
 
     async def receive() -> Message:
@@ -115,7 +115,7 @@ async def serve(case: Case) -> None:
 
 
 async def measure() -> dict[str, float]:
-    """Measure every case in turn, round after round."""
+    """Measure all cases in interleaved rounds."""
     made = cases()
     gc.collect()
     gc.freeze()

@@ -74,7 +74,7 @@ def connect_arguments(url: str) -> ConnectArguments:
 
 
 def _check_address(parts: SplitResult, parameters: dict[str, str]) -> list[str]:
-    """Check the address, and return the hosts; one with a slash is a Unix socket's, an empty one the default."""
+    """Check the address and return its hosts: a path for a Unix socket, empty for the default."""
     if parts.scheme not in ("postgres", "postgresql"):
         raise ValueError("is not a PostgreSQL URL")
     credentials, _, netloc = parts.netloc.rpartition("@")

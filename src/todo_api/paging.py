@@ -20,14 +20,14 @@ _CURSOR = re.compile("[A-Za-z0-9_-]{32}")
 
 
 class Page(NamedTuple):
-    """At most `limit` tasks, newest first, starting at the id `newest` or the next lower one."""
+    """At most `limit` tasks with ids up to `newest`, newest first."""
 
     limit: int
     newest: int
 
 
 def read_page(query: QueryParams, owner: str, status: Status | None) -> Page | None:
-    """Read the requested page, None for the whole list; raise `BadRequest` for another list's cursor."""
+    """Read the requested page, None for the whole list; raise `BadRequest` for an invalid limit or cursor."""
     limits, cursors = query.getlist("limit"), query.getlist("cursor")
     if not limits and not cursors:
         return None
@@ -53,6 +53,6 @@ def next_link(owner: str, status: Status | None, limit: int, last: int) -> str:
 
 
 def _cursor(owner: str, status: Status | None, last: int) -> str:
-    """Encode a position in one list. It needs no secret: a forged cursor is only another position in one's own list."""
+    """Encode a position in one owner's list. It needs no secret: a forged one is another position in the same list."""
     digest = sha256(json.dumps([owner, status, last]).encode()).digest()
     return urlsafe_b64encode(last.to_bytes(8) + digest[:16]).decode()

@@ -21,7 +21,7 @@ TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:]{8}\.\d{6}Z")
 
 
 def shows(shown: str, body: str) -> bool:
-    """Tell whether an example shows what a body holds: the README need not name every field of a task."""
+    """Tell whether a body contains what an example shows; the example may omit fields of a task."""
     if not shown:
         return not body
 

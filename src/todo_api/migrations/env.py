@@ -21,7 +21,7 @@ logger = logging.getLogger("todo_api.migrations")
 _APPLICATION_NAME = "todo-api-migrate"
 # Any number no other program locks by. Transaction-level locks and settings also hold through a transaction pooler.
 _TRY_LOCK = text(f"SELECT pg_try_advisory_xact_lock({0x746F646F})")
-# Executed last while the lock is held: after a SELECT, the connection would keep its snapshot until the next statement.
+# No idle timeout while the lock is held. Run after the SELECT, whose snapshot the connection would otherwise keep.
 _STAY = text("SET LOCAL idle_in_transaction_session_timeout = 0")
 # Version 1.0 kept its version in `alembic_version`, where another application's may be. The tables say it as well.
 _VERSION_OF_TABLES = text("""
