@@ -5,12 +5,14 @@ set `scope["user"]`; without either, every request is unauthenticated.
 """
 
 import importlib
+import inspect
 import logging
 import re
 from typing import Any, TypeGuard, cast
 
 from fastapi import Request
 from starlette.authentication import AuthenticationBackend, AuthenticationError
+from starlette.exceptions import HTTPException
 
 from todo_api.errors import SettingsError, Unauthorized
 from todo_api.models import MAX_USER_ID
@@ -33,9 +35,27 @@ def load_backend(import_string: str) -> AuthenticationBackend:
             backend = backend()
     except Exception as error:  # any error in the backend's code is reported to the operator in one line
         raise SettingsError(f"AUTH_BACKEND cannot be loaded from {import_string}: {error!r}.") from error
-    if not hasattr(backend, "authenticate"):
-        raise SettingsError(f"AUTH_BACKEND {import_string} is not an authentication backend: it has no authenticate().")
+    return checked_backend(backend, f"AUTH_BACKEND {import_string}")
+
+
+def checked_backend(backend: object, name: str) -> AuthenticationBackend:
+    """Return the backend if it can be asked; raise `SettingsError`, which calls it `name`, if it cannot."""
+    if isinstance(backend, type) or not inspect.iscoroutinefunction(getattr(backend, "authenticate", None)):
+        raise SettingsError(f"{name} is not an authentication backend: it has no coroutine function authenticate().")
     return cast("AuthenticationBackend", backend)
+
+
+def is_rejection(error: BaseException) -> bool:
+    """Tell whether an authentication layer raises this for credentials that it rejects."""
+    if isinstance(error, HTTPException):
+        return error.status_code in (401, 403)
+    return isinstance(error, AuthenticationError)
+
+
+def reason(error: BaseException) -> str:
+    """Name the types of an error and of its cause; their texts may hold credentials."""
+    cause = error.__cause__ or error.__context__
+    return type(error).__name__ + (f" from {type(cause).__name__}" if cause else "")
 
 
 def is_addressable(identity: object) -> TypeGuard[str]:
@@ -56,15 +76,30 @@ async def identify(request: Request) -> str:
     else:
         try:
             result = await backend.authenticate(request)
-        except AuthenticationError as error:
+        except (AuthenticationError, HTTPException) as error:
+            if not is_rejection(error):
+                raise RuntimeError("the authentication layer failed") from error
+            logger.info("rejected by the authentication layer: %s", reason(error))
             raise Unauthorized from error
         user = None if result is None else result[1]
-    if user is None or not user.is_authenticated:
+    if user is None:
         raise Unauthorized
-    owner = user.identity
+    authenticated = getattr(user, "is_authenticated", None)
+    if authenticated is not True:
+        if authenticated is not False:
+            logger.warning("refused a user whose is_authenticated is no boolean: %s", type(authenticated).__name__)
+        raise Unauthorized
+    owner = _identity(user)
     if not is_addressable(owner):
         # The value is not logged, because a faulty backend may have put a token there.
         what = f"{len(owner)} characters" if isinstance(owner, str) else type(owner).__name__
         logger.warning("refused an identity that no path can address: %s", what)
         raise Unauthorized
     return owner
+
+
+def _identity(user: Any) -> object:  # noqa: ANN401  # whatever the layer says a user is
+    try:
+        return user.identity
+    except (AttributeError, NotImplementedError):  # the latter is what Starlette's `BaseUser` raises
+        return None

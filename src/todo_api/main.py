@@ -13,7 +13,7 @@ from starlette.authentication import AuthenticationBackend
 from starlette.middleware import Middleware
 
 from todo_api import docs, health, logs, middleware, routes, telemetry
-from todo_api.auth import load_backend
+from todo_api.auth import checked_backend, load_backend
 from todo_api.database import Database
 from todo_api.error_handlers import add_error_handlers
 from todo_api.errors import SettingsError
@@ -30,7 +30,9 @@ def create_app(settings: Settings | None = None, auth_backend: AuthenticationBac
     task operation answers 401. Raises `SettingsError`.
     """
     settings = settings or Settings.read()
-    if auth_backend is None and settings.auth_backend is not None:
+    if auth_backend is not None:
+        auth_backend = checked_backend(auth_backend, "auth_backend")
+    elif settings.auth_backend is not None:
         auth_backend = load_backend(settings.auth_backend)
     stack = middleware.stack(settings.cors_origins)
     if traced := telemetry.is_on():

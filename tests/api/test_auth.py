@@ -6,7 +6,7 @@ from typing import Any
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException
 from starlette.authentication import (
     AuthCredentials,
     AuthenticationBackend,
@@ -163,10 +163,18 @@ def test_only_the_six_operations_authenticate(settings: Settings) -> None:
             asked.append(conn.url.path)
 
     with TestClient(create_app(settings, Recorder())) as client:
-        for path in ("/health/live", "/health/ready", "/docs", "/openapi.json", "/api/a/tasks/", "/nothing"):
+        for path in (
+            "/",
+            "/health",
+            "/health/live",
+            "/health/ready",
+            "/docs",
+            "/openapi.json",
+            "/api/a/tasks/",
+            "/nothing",
+        ):
             client.get(path)
         client.delete("/api/a/tasks")
-        client.head("/api/a/tasks/1")
         client.options("/api/a/tasks", headers={"Origin": WWW, "Access-Control-Request-Method": "GET"})
         assert asked == []
         client.get("/api/a/tasks")
@@ -199,6 +207,10 @@ class Anyone(AuthenticationBackend):
         return AuthCredentials(), self.user
 
 
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
 UNADDRESSABLE = ["", "x" * 256, "a/b", "a\0b", "a\ud800", "\udfff", ".", "..", 7, None, b"alice"]
 
 
@@ -211,15 +223,37 @@ def test_unaddressable_identity_is_unauthorized(
 
     assert (answer.status_code, answer.json()) == (401, error("Unauthorized"))
     what = f"{len(identity)} characters" if isinstance(identity, str) else type(identity).__name__
-    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        f"refused an identity that no path can address: {what}"
-    ]
+    assert warnings(caplog) == [f"refused an identity that no path can address: {what}"]
 
 
 @pytest.mark.parametrize("identity", ["x", "x" * 255, "...", ".a", "ü\n", "%2F"])
 def test_addressable_identity_is_accepted(settings: Settings, identity: str) -> None:
     with TestClient(create_app(settings, Anyone(SimpleUser(identity)))) as client:
         assert client.get("/api/someone/tasks").status_code == 404
+
+
+class NoIdentity(SimpleUser):
+    """Has no identity, as Starlette says so."""
+
+    @property
+    def identity(self) -> str:
+        raise NotImplementedError
+
+
+class Authenticated:
+    """Is authenticated, as whatever says so, and nobody in particular."""
+
+    def __init__(self, says: object) -> None:
+        self.is_authenticated = says
+
+
+@pytest.mark.parametrize("user", [NoIdentity("alice"), Authenticated(says=True)])
+def test_user_without_identity_is_unauthorized(settings: Settings, caplog: pytest.LogCaptureFixture, user: Any) -> None:
+    with TestClient(create_app(settings, Anyone(user))) as client:
+        answer = client.get("/api/alice/tasks")
+
+    assert (answer.status_code, answer.json()) == (401, error("Unauthorized"))
+    assert warnings(caplog) == ["refused an identity that no path can address: NoneType"]
 
 
 class Named(UnauthenticatedUser):
@@ -232,6 +266,80 @@ class Named(UnauthenticatedUser):
 def test_unauthenticated_user_is_unauthorized(settings: Settings, user: BaseUser) -> None:
     with TestClient(create_app(settings, Anyone(user))) as client:
         assert client.get("/api/alice/tasks").status_code == 401
+
+
+class Method(SimpleUser):
+    """Has `is_authenticated` as a method, which says no."""
+
+    def is_authenticated(self) -> bool:  # type: ignore[override]  # the mistake in question
+        return False
+
+
+@pytest.mark.parametrize(
+    ("user", "what"),
+    [
+        (Method("alice"), "method"),
+        *[(Authenticated(says), type(says).__name__) for says in (1, "true", object())],
+        (object(), "NoneType"),
+    ],
+)
+@pytest.mark.parametrize("way", ["backend", "middleware"])
+def test_only_true_counts_as_authenticated(
+    settings: Settings, caplog: pytest.LogCaptureFixture, user: Any, what: str, way: str
+) -> None:
+    if isinstance(user, Authenticated):
+        user.identity = "alice"  # type: ignore[attr-defined]  # of this user only
+    app = create_app(settings, Anyone(user) if way == "backend" else None)
+
+    async def setting_user(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "user": user}, receive, send)
+
+    answer = TestClient(setting_user).get("/api/alice/tasks?limit=0")
+
+    assert (answer.status_code, answer.json()) == (401, error("Unauthorized"))
+    assert warnings(caplog) == [f"refused a user whose is_authenticated is no boolean: {what}"]
+
+
+class Raising(AuthenticationBackend):
+    """Raises an error while handling another, or from none."""
+
+    def __init__(self, raised: Exception, cause: Exception | None = None) -> None:
+        self.raised, self.cause = raised, cause
+
+    async def authenticate(self, conn: HTTPConnection) -> None:
+        raise self.raised from self.cause
+
+
+@pytest.mark.parametrize(
+    ("raised", "cause", "reason"),
+    [
+        (AuthenticationError("secret"), None, "AuthenticationError"),
+        (AuthenticationError("secret"), jwt.ExpiredSignatureError(), "AuthenticationError from ExpiredSignatureError"),
+        (HTTPException(401, "secret"), None, "HTTPException"),
+        (HTTPException(403, "secret"), KeyError("secret"), "HTTPException from KeyError"),
+    ],
+)
+def test_rejection_is_401_with_logged_types(
+    settings: Settings, caplog: pytest.LogCaptureFixture, raised: Exception, cause: Exception | None, reason: str
+) -> None:
+    caplog.set_level("INFO")
+
+    answer = TestClient(create_app(settings, Raising(raised, cause))).get("/api/alice/tasks")
+
+    assert (answer.status_code, answer.json()) == (401, error("Unauthorized"))
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert f"rejected by the authentication layer: {reason}" in caplog.messages
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("status", [400, 402, 404, 405, 500, 503])
+def test_any_other_http_exception_is_a_crash(settings: Settings, caplog: pytest.LogCaptureFixture, status: int) -> None:
+    app = create_app(settings, Raising(HTTPException(status)))
+
+    answer = TestClient(app, raise_server_exceptions=False).get("/api/alice/tasks")
+
+    assert (answer.status_code, answer.json()) == (500, error("Internal server error"))
+    assert "HTTPException" in caplog.text
 
 
 def test_crashing_backend_is_answered_with_500(
@@ -248,6 +356,17 @@ def test_crashing_backend_is_answered_with_500(
     assert "the keys cannot be fetched" in caplog.text
 
 
+class Blocking(AuthenticationBackend):
+    def authenticate(self, conn: HTTPConnection) -> None:  # type: ignore[override]  # the mistake in question
+        return None
+
+
+@pytest.mark.parametrize("backend", [Blocking(), JWTBackend, object()])
+def test_argument_must_be_a_backend(settings: Settings, backend: Any) -> None:
+    with pytest.raises(SettingsError, match=r"^auth_backend .* has no coroutine function authenticate\(\)\.$"):
+        create_app(settings, auth_backend=backend)
+
+
 @pytest.mark.parametrize(
     ("import_string", "reason"),
     [
@@ -257,7 +376,8 @@ def test_crashing_backend_is_answered_with_500(
         ("tests.api.test_auth:token", "missing 1 required positional argument"),
         ("tests.api.test_auth:WWW", "not callable"),
         ("tests.api.test_auth:Anyone", "missing 1 required positional argument"),
-        ("logging:Formatter", "has no authenticate()"),
+        ("logging:Formatter", "has no coroutine function authenticate()"),
+        ("tests.api.test_auth:Blocking", "has no coroutine function authenticate()"),
     ],
 )
 def test_bad_import_string_aborts_the_start(import_string: str, reason: str) -> None:
