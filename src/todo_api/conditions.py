@@ -5,9 +5,13 @@ from hashlib import sha256
 
 from starlette.datastructures import Headers
 
+from todo_api.tasks import Versions
+
 # Possessive quantifiers keep these linear on hostile input.
 _TAG = r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*+"'
 _LIST = re.compile(rf"[ \t]*+(?:{_TAG}[ \t]*+)?+(?:,[ \t]*+(?:{_TAG}[ \t]*+)?+)*+")
+_TAGS = re.compile(_TAG)
+_ENCODING = re.compile('-(?:gzip|br|zstd)"$')
 ANY = "*"
 # The id and the version in the JSON of a task. Quotes within strings are escaped, so only the keys can match.
 _VERSION = re.compile(r'^\{"id":([0-9]+),.*,"updated_at":"([^"]+)"', re.DOTALL)
@@ -30,27 +34,45 @@ def list_tag(tasks: str, link: str = "") -> str:
     return f'"{sha256(f"{link} {tasks}".encode()).hexdigest()}"'
 
 
+def is_expected(tag: str, headers: Headers) -> bool:
+    """Tell whether `If-Match` allows the version with this tag to be read."""
+    tags = _tags(headers, b"if-match")
+    return tags is None or ANY in tags or tag in tags
+
+
 def is_known(tag: str, headers: Headers) -> bool:
     """Tell whether `If-None-Match` names the tag, so that the client has the body already."""
-    tags = _tags(headers, "if-none-match")
-    return tags is not None and (ANY in tags or tag in [known.removeprefix("W/") for known in tags])
+    tags = _tags(headers, b"if-none-match")
+    return tags is not None and (ANY in tags or tag in tags)
 
 
-def expected_versions(task_id: int, headers: Headers) -> list[str] | None:
-    """List the versions of a task that `If-Match` allows to be changed; None means any."""
-    tags = _tags(headers, "if-match")
-    if tags is None or ANY in tags:
-        return None
+def versions_to_change(task_id: int, headers: Headers) -> Versions | None:
+    """Read from both headers which versions of a task may be changed; None means any."""
+    expected, unwanted = _tags(headers, b"if-match"), _tags(headers, b"if-none-match") or []
+    if ANY in unwanted:
+        return Versions([], wanted=True)
+    if expected is None or ANY in expected:
+        return Versions(_versions(task_id, unwanted), wanted=False) if unwanted else None
+    return Versions(_versions(task_id, [tag for tag in expected if tag not in unwanted]), wanted=True)
+
+
+def _versions(task_id: int, tags: list[str]) -> list[str]:
     prefix = f'"{task_id}-'
     return [tag[len(prefix) : -1] for tag in tags if tag.startswith(prefix)]
 
 
-def _tags(headers: Headers, name: str) -> list[str] | None:
-    """Read a list of tags from all lines of a header: None without the header, empty if it is malformed."""
-    lines = headers.getlist(name)
+def _tags(headers: Headers, name: bytes) -> list[str] | None:
+    """Read a list of tags from all lines of a header: None without the header, empty if it is malformed.
+
+    A tag is returned as the service sent it, whatever a compressing proxy made of it: `W/"…"` (nginx, Cloudflare) or
+    `"…-gzip"` (Apache). A tag names a version and not its bytes, so it names the same one in every encoding.
+    """
+    lines = [value for key, value in headers.raw if key == name]
     if not lines:
         return None
-    value = ",".join(lines)
+    value = b",".join(lines).decode("latin-1")
     if value.strip(" \t") == ANY:
         return [ANY]
-    return re.findall(_TAG, value) if _LIST.fullmatch(value) else []
+    return (
+        [_ENCODING.sub('"', tag.removeprefix("W/")) for tag in _TAGS.findall(value)] if _LIST.fullmatch(value) else []
+    )

@@ -37,18 +37,20 @@ KEY_PARAMETER: dict[str, Any] = {
     "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY, "pattern": "^[!-~]+$"},
     "example": "0b9a7e4c-6d0e-4b1b-8e55-2f1f0f6f6f3c",
 }
-IF_NONE_MATCH_PARAMETER: dict[str, Any] = {
+_IF_NONE_MATCH: dict[str, Any] = {
     "name": "If-None-Match",
     "in": "header",
-    "description": "The `ETag` of what you have: if it is still that, the answer is a 304 without a body.",
+    "description": "The `ETag` of what you have: if it is still that, a GET is answered 304 without a body, and a "
+    "change is refused with a 412.",
     "schema": {"type": "string"},
 }
-IF_MATCH_PARAMETER: dict[str, Any] = {
+_IF_MATCH: dict[str, Any] = {
     "name": "If-Match",
     "in": "header",
-    "description": "The `ETag` of the version you know: if the task is another by now, the answer is a 412.",
+    "description": "The `ETag` of the version you know: if it is another by now, the answer is a 412.",
     "schema": {"type": "string"},
 }
+CONDITIONS = [_IF_MATCH, _IF_NONE_MATCH]
 # `cursor` is told in words: it comes in a `Link` to be followed, and is not for anyone to make up.
 _ETAG: dict[str, Any] = {
     "ETag": {
@@ -73,7 +75,7 @@ _DESCRIPTIONS = {
     401: "Nobody is known to be asking.",
     404: "You have no such task, or the path is another user's.",
     409: "The key was used before, with another title or description.",
-    412: "The task is no longer the version that `If-Match` names.",
+    412: "The version is not one that `If-Match` names, or it is one that `If-None-Match` names.",
     413: "The body is over 64 KiB.",
     500: "The service's fault. With `Retry-After` where its database is away.",
 }

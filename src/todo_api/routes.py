@@ -6,13 +6,13 @@ from urllib.parse import quote
 from fastapi import APIRouter, Response
 from pydantic.alias_generators import to_camel
 
-from todo_api.conditions import expected_versions, is_known, list_tag, task_id_and_version, task_tag
+from todo_api.conditions import is_expected, is_known, list_tag, task_id_and_version, task_tag, versions_to_change
+from todo_api.errors import TaskChanged
 from todo_api.inputs import OwnerRequest
 from todo_api.models import INVALID_STATUS, TaskPublic
 from todo_api.openapi import (
+    CONDITIONS,
     CREATED_HEADERS,
-    IF_MATCH_PARAMETER,
-    IF_NONE_MATCH_PARAMETER,
     KEY_PARAMETER,
     LIMIT_PARAMETER,
     LISTED,
@@ -44,7 +44,9 @@ def _task(task: str) -> Response:
 
 
 def _unless_known(request: OwnerRequest, text: str, headers: Mapping[str, str]) -> Response:
-    """Answer a read, or 304 if the client has this version already."""
+    """Answer a read, or 304 if the client has this version already; raise `TaskChanged` if it expects another."""
+    if not is_expected(headers["ETag"], request.headers):
+        raise TaskChanged
     if is_known(headers["ETag"], request.headers):
         return Response(status_code=304, headers={"ETag": headers["ETag"]})
     return JSONText(text, headers=headers)
@@ -58,8 +60,8 @@ _NO_ID = "Invalid task ID"
 @router.get(
     "",
     response_model=list[TaskPublic],  # type: ignore[valid-type]  # mypy does not see that it is a class
-    responses=errors(INVALID_STATUS, _NO_USER) | LISTED,
-    openapi_extra={"parameters": [STATUS_PARAMETER, LIMIT_PARAMETER, IF_NONE_MATCH_PARAMETER]},
+    responses=errors(INVALID_STATUS, _NO_USER, 412) | LISTED,
+    openapi_extra={"parameters": [STATUS_PARAMETER, LIMIT_PARAMETER, *CONDITIONS]},
 )
 async def list_tasks(request: OwnerRequest) -> Response:
     """List your tasks, newest first.
@@ -113,8 +115,8 @@ async def create_task(request: OwnerRequest) -> Response:
 @router.get(
     "/{id}",
     response_model=TaskPublic,
-    responses=errors(_NO_ID, _NO_TASK) | READ,
-    openapi_extra={"parameters": [IF_NONE_MATCH_PARAMETER]},
+    responses=errors(_NO_ID, _NO_TASK, 412) | READ,
+    openapi_extra={"parameters": CONDITIONS},
 )
 async def get_task(request: OwnerRequest) -> Response:
     """Get one of your tasks."""
@@ -126,7 +128,7 @@ async def get_task(request: OwnerRequest) -> Response:
     "/{id}",
     response_model=TaskPublic,
     responses=errors(_NO_ID, _NO_TASK, 412, 413) | TAGGED,
-    openapi_extra=body_of("TaskUpdate") | {"parameters": [IF_MATCH_PARAMETER]},
+    openapi_extra=body_of("TaskUpdate") | {"parameters": CONDITIONS},
 )
 async def update_task(request: OwnerRequest) -> Response:
     """Change the fields that are present: `title`, `description` or `status`, at least one.
@@ -138,14 +140,14 @@ async def update_task(request: OwnerRequest) -> Response:
     """
     task_id = request.task_id()
     changes = await request.changes()
-    return _task(await request.tasks.update(task_id, changes, expected_versions(task_id, request.headers)))
+    return _task(await request.tasks.update(task_id, changes, versions_to_change(task_id, request.headers)))
 
 
 @router.delete(
     "/{id}",
     status_code=204,
     responses=errors(_NO_ID, _NO_TASK, 412),
-    openapi_extra={"parameters": [IF_MATCH_PARAMETER]},
+    openapi_extra={"parameters": CONDITIONS},
 )
 async def delete_task(request: OwnerRequest) -> Response:
     """Delete one of your tasks. A second time it is not found.
@@ -153,7 +155,7 @@ async def delete_task(request: OwnerRequest) -> Response:
     With `If-Match` and the `ETag` of the version you know, a task that has changed since is left as it is, with a 412.
     """
     task_id = request.task_id()
-    await request.tasks.delete(task_id, expected_versions(task_id, request.headers))
+    await request.tasks.delete(task_id, versions_to_change(task_id, request.headers))
     return Response(status_code=204)
 
 
@@ -161,7 +163,7 @@ async def delete_task(request: OwnerRequest) -> Response:
     "/{id}/complete",
     response_model=TaskPublic,
     responses=errors(_NO_ID, _NO_TASK, 412) | TAGGED,
-    openapi_extra={"parameters": [IF_MATCH_PARAMETER]},
+    openapi_extra={"parameters": CONDITIONS},
 )
 async def complete_task(request: OwnerRequest) -> Response:
     """Set a task to `complete`.
@@ -171,4 +173,4 @@ async def complete_task(request: OwnerRequest) -> Response:
     With `If-Match` and the `ETag` of the version you know, a task that has changed since is left as it is, with a 412.
     """
     task_id = request.task_id()
-    return _task(await request.tasks.complete(task_id, expected_versions(task_id, request.headers)))
+    return _task(await request.tasks.complete(task_id, versions_to_change(task_id, request.headers)))

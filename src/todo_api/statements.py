@@ -184,7 +184,8 @@ _complete = (
 _delete = delete(Task).where(_own_task).returning(col(Task.id))
 UPDATE, COMPLETE, DELETE = (_one(write.cte("written")) for write in (_update, _complete, _delete))
 
-_is_expected = col(Task.updated_at) == any_(bindparam("versions", type_=ARRAY(DateTime(timezone=True))))
+_is_named = col(Task.updated_at) == any_(bindparam("versions", type_=ARRAY(DateTime(timezone=True))))
+_is_expected = _is_named == bindparam("wanted", type_=Boolean)
 
 
 def _if_expected(write: CTE) -> Select[Any]:

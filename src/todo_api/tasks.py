@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
 from hashlib import sha256
+from typing import NamedTuple
 from uuid import uuid4
 
 from sqlalchemy import ClauseElement
@@ -14,15 +15,19 @@ from todo_api.database import Database
 from todo_api.errors import KeyReused, TaskChanged, TaskNotFound
 from todo_api.models import UPDATED, Status
 
-# The values of `updated_at` that a task may have to be changed; None means any.
-Versions = list[str] | None
+
+class Versions(NamedTuple):
+    """Values of `updated_at`: a task must have one of them to be changed, or none of them if they are not `wanted`."""
+
+    texts: list[str]
+    wanted: bool
 
 
 class TaskStore:
     """The tasks of one owner, as JSON text. It cannot read or change any other task.
 
     Every method runs one statement. Those about a single task raise `TaskNotFound` if the owner has no such task, and
-    those that take `versions` raise `TaskChanged` if the task has another version.
+    those that take `versions` raise `TaskChanged` if the task's version is not one that they allow to be changed.
     """
 
     def __init__(self, database: Database, owner: str) -> None:
@@ -63,17 +68,17 @@ class TaskStore:
         """Get one task."""
         return await self._run(statements.GET, {"task_id": task_id})
 
-    async def update(self, task_id: int, changes: Mapping[str, object], versions: Versions = None) -> str:
+    async def update(self, task_id: int, changes: Mapping[str, object], versions: Versions | None = None) -> str:
         """Change the fields that `changes` of `read_changes` holds, and no others."""
         parameters = {"task_id": task_id, **_values(changes), **{f"has_{name}": name in changes for name in UPDATED}}
         return await self._write((statements.UPDATE, statements.UPDATE_IF), parameters, versions)
 
-    async def complete(self, task_id: int, versions: Versions = None) -> str:
+    async def complete(self, task_id: int, versions: Versions | None = None) -> str:
         """Set the status to complete; change nothing if it is."""
         pair = (statements.COMPLETE, statements.COMPLETE_IF)
         return await self._write(pair, {"task_id": task_id}, versions)
 
-    async def delete(self, task_id: int, versions: Versions = None) -> None:
+    async def delete(self, task_id: int, versions: Versions | None = None) -> None:
         """Delete a task."""
         await self._write((statements.DELETE, statements.DELETE_IF), {"task_id": task_id}, versions)
 
@@ -81,12 +86,12 @@ class TaskStore:
         self,
         pair: tuple[ClauseElement, ClauseElement],
         parameters: Mapping[str, object],
-        versions: Versions,
+        versions: Versions | None,
     ) -> str:
-        """Run the first statement of the pair, or the second to change only certain versions."""
+        """Run the first statement of the pair, or the second if only some versions may be changed."""
         if versions is None:
             return await self._run(pair[0], parameters)
-        answer = await self._run(pair[1], {"versions": _times(versions), **parameters})
+        answer = await self._run(pair[1], {"versions": _times(versions.texts), "wanted": versions.wanted, **parameters})
         if not answer:
             raise TaskChanged
         return answer

@@ -98,10 +98,18 @@ class TestETag:
         assert len({tag_of(who, f"/{task['id']}") for who in (alice, bob) for task in who.tasks()}) == 3
 
 
-# The lines of the header, with {} for the current tag, and whether the response is 304.
-IF_NONE_MATCH: list[tuple[list[str], bool]] = [
+# What a header says, {} being the current tag and [] what is in its quotes, and whether it names that version.
+TAGS: list[tuple[list[str], bool]] = [
     (["{}"], True),
     (["W/{}"], True),
+    (['"[]-gzip"'], True),
+    (['"[]-br"'], True),
+    (['"[]-zstd"'], True),
+    (['W/"[]-gzip"'], True),
+    (['"other", "[]-gzip"'], True),
+    (['"[]-deflate"'], False),
+    (['"[]-"'], False),
+    (['"-gzip"'], False),
     (["*"], True),
     ([" * "], True),
     (['"other"'], False),
@@ -136,11 +144,11 @@ def ask_with(person: Person, method: str, path: str, name: str, values: list[str
 
 
 def filled(values: list[str], tag: str) -> list[str]:
-    return [value.replace("{}", tag) for value in values]
+    return [value.replace("{}", tag).replace("[]", tag[1:-1]) for value in values]
 
 
-@pytest.mark.parametrize(("values", "known"), IF_NONE_MATCH)
-def test_if_none_match(alice: Person, values: list[str], *, known: bool) -> None:
+@pytest.mark.parametrize(("values", "known"), TAGS)
+def test_if_none_match_of_reads(alice: Person, values: list[str], *, known: bool) -> None:
     for path in ("", "?status=incomplete", f"/{alice.create()['id']}"):
         whole = alice.ask("GET", path)
         answer = ask_with(alice, "GET", path, "If-None-Match", filled(values, whole.headers["etag"]))
@@ -166,29 +174,65 @@ def test_missing_task_is_404_despite_if_none_match(alice: Person, bob: Person) -
         assert (answer.status_code, answer.json()) == (404, NO_TASK)
 
 
-# The lines of the header, with {} for the current tag, and whether the write is applied.
-IF_MATCH: list[tuple[list[str], bool]] = [
-    *[(values, goes_on) for values, goes_on in IF_NONE_MATCH if values != ["W/{}"]],
-    (["W/{}"], False),
-    (['W/{}, "other"'], False),
-    (["W/{}, {}"], True),
-]
+@pytest.mark.parametrize(("values", "goes_on"), TAGS)
+def test_if_match_of_reads(alice: Person, values: list[str], *, goes_on: bool) -> None:
+    for path in ("", "?status=incomplete", "?limit=1", f"/{alice.create()['id']}"):
+        whole = alice.ask("GET", path)
+        answer = ask_with(alice, "GET", path, "If-Match", filled(values, whole.headers["etag"]))
+
+        if goes_on:
+            assert (answer.status_code, answer.content) == (200, whole.content)
+        else:
+            assert (answer.status_code, answer.json()) == (412, CHANGED)
 
 
-@pytest.mark.parametrize(("values", "goes_on"), IF_MATCH)
-def test_if_match(alice: Person, values: list[str], *, goes_on: bool) -> None:
+def test_if_match_comes_before_if_none_match(alice: Person) -> None:
+    for path in ("", f"/{alice.create()['id']}"):
+        tag = tag_of(alice, path)
+        for expected, status in ((tag, 304), ("*", 304), ('"other"', 412)):
+            assert alice.ask("GET", path, headers={"If-Match": expected, "If-None-Match": tag}).status_code == status
+
+
+@pytest.mark.parametrize(("values", "named"), TAGS)
+@pytest.mark.parametrize("name", ["If-Match", "If-None-Match"])
+def test_conditions_of_writes(alice: Person, name: str, values: list[str], *, named: bool) -> None:
     for method, end, body in WRITES:
         path = f"/{alice.create()['id']}"
         before = alice.tasks()
-        answer = ask_with(alice, method, path + end, "If-Match", filled(values, tag_of(alice, path)), body)
+        answer = ask_with(alice, method, path + end, name, filled(values, tag_of(alice, path)), body)
 
-        if goes_on:
+        if named == (name == "If-Match"):
             assert answer.status_code == (204 if method == "DELETE" else 200)
             assert alice.tasks() != before
             assert answer.headers.get("etag") == alice.ask("GET", path).headers.get("etag")
         else:
             assert (answer.status_code, answer.json()) == (412, CHANGED)
             assert alice.tasks() == before
+
+
+@writes
+@pytest.mark.parametrize(
+    ("expected", "unwanted", "goes_on"),
+    [
+        ("*", '"other"', True),
+        ("{}", '"other"', True),
+        ("{}, W/{}", "malformed", True),
+        ("*", "{}", False),
+        ("{}", "*", False),
+        ("{}", "{}", False),
+        ("{}", '"[]-gzip"', False),
+        ('"other"', '"other"', False),
+    ],
+)
+def test_both_conditions_hold_for_a_write(
+    alice: Person, method: str, end: str, body: Any, expected: str, unwanted: str, *, goes_on: bool
+) -> None:
+    path = f"/{alice.create()['id']}"
+    values = filled([expected, unwanted], tag_of(alice, path))
+
+    answer = alice.ask(method, path + end, json=body, headers={"If-Match": values[0], "If-None-Match": values[1]})
+
+    assert answer.status_code == ((204 if method == "DELETE" else 200) if goes_on else 412)
 
 
 @writes
@@ -205,13 +249,16 @@ def test_if_match_takes_only_current_etag(alice: Person, method: str, end: str, 
 
 @writes
 @pytest.mark.parametrize("tag", ["*", '"x"', "malformed", "{}"])
-def test_404_comes_before_412(alice: Person, bob: Person, method: str, end: str, body: Any, tag: str) -> None:
+@pytest.mark.parametrize("name", ["If-Match", "If-None-Match"])
+def test_404_comes_before_412(
+    alice: Person, bob: Person, method: str, end: str, body: Any, name: str, tag: str
+) -> None:
     task, theirs = alice.create(), bob.create()
     tag = tag.replace("{}", tag_of(alice, f"/{task['id']}"))
     alice.ask("DELETE", f"/{task['id']}")
 
     for task_id in (task["id"], theirs["id"], 2**63 - 1):
-        answer = alice.ask(method, f"/{task_id}{end}", json=body, headers={"If-Match": tag})
+        answer = alice.ask(method, f"/{task_id}{end}", json=body, headers={name: tag})
         assert (answer.status_code, answer.json()) == (404, NO_TASK)
     assert bob.tasks() == [theirs]
 
@@ -232,20 +279,19 @@ def test_repeated_complete_keeps_the_etag(alice: Person) -> None:
     assert [(answer.status_code, answer.headers["etag"]) for answer in again] == [(200, tag)] * 2
 
 
-@pytest.mark.parametrize("name", ["If-None-Match", "If-Unmodified-Since", "If-Modified-Since", "If-Range"])
-def test_writes_evaluate_only_if_match(alice: Person, name: str) -> None:
+@pytest.mark.parametrize("name", ["If-Unmodified-Since", "If-Modified-Since", "If-Range"])
+def test_other_conditions_are_ignored(alice: Person, name: str) -> None:
     path = f"/{alice.create()['id']}"
 
-    for method, end, body in WRITES:
-        value = "Thu, 01 Jan 1970 00:00:00 GMT" if name.endswith("Since") else tag_of(alice, path)
-        assert alice.ask(method, path + end, json=body, headers={name: value}).status_code < 300
-
-
-@pytest.mark.parametrize("name", ["If-Match", "If-Unmodified-Since", "If-Modified-Since", "If-Range"])
-def test_reads_evaluate_only_if_none_match(alice: Person, name: str) -> None:
-    for path in ("", f"/{alice.create()['id']}"):
-        assert alice.ask("GET", path, headers={name: '"x"'}).status_code == 200
-        assert alice.ask("GET", path, headers={name: '"x"', "If-None-Match": tag_of(alice, path)}).status_code == 304
+    for value in ("Thu, 01 Jan 1970 00:00:00 GMT", '"x"'):
+        for read in ("", path):
+            assert alice.ask("GET", read, headers={name: value}).status_code == 200
+            assert (
+                alice.ask("GET", read, headers={name: value, "If-None-Match": tag_of(alice, read)}).status_code == 304
+            )
+        for method, end, body in WRITES[:2]:
+            assert alice.ask(method, path + end, json=body, headers={name: value}).status_code == 200
+    assert alice.ask("DELETE", path, headers={name: value}).status_code == 204
 
 
 def test_create_ignores_conditional_headers(alice: Person) -> None:
@@ -306,7 +352,7 @@ def test_conditional_write_sees_concurrent_commit(
     alice: Person, method: str, end: str, body: Any, meanwhile: str, status: int
 ) -> None:
     task_id = alice.create()["id"]
-    headers = {"If-Match": tag_of(alice, f"/{task_id}")}
+    headers = {"If-Match": tag_of(alice, f"/{task_id}"), "If-None-Match": '"other"'}
 
     with crowd(1) as threads, locked(alice.database_url, meanwhile.replace("{id}", str(task_id))):
         answer = threads.submit(alice.ask, method, f"/{task_id}{end}", json=body, headers=headers)

@@ -163,6 +163,18 @@ def test_invalid_limit_is_refused(alice: Person, query: str) -> None:
     assert (answer.status_code, answer.json()) == (400, INVALID_LIMIT)
 
 
+@pytest.mark.parametrize("other", ["offset=0", "page=2", "skip=", "page=1&page=2"])
+def test_limit_beside_offset_is_refused(alice: Person, other: str) -> None:
+    message = error("Invalid paging. Follow the Link header to the next page")
+
+    for query in (f"?limit=1&{other}", f"?{other}&limit=1", f"?limit=1&{other}&cursor=x"):
+        answer = alice.ask("GET", query)
+        assert (answer.status_code, answer.json()) == (400, message)
+    assert alice.ask("GET", f"?{other}").json() == []
+    assert alice.ask("GET", f"?limit=0&{other}").json() == INVALID_LIMIT
+    assert alice.ask("GET", f"?limit=1&{other}&status=x").json() == INVALID_STATUS
+
+
 def forged(owner: str, status: str | None, position: int) -> str:
     """Build a cursor as the service does; it contains no secret."""
     digest = sha256(json.dumps([owner, status, position]).encode()).digest()[:16]
@@ -309,7 +321,8 @@ def test_paging_during_changes_misses_no_task(
 
 
 PARAMETERS = {"owner": "alice", "task_id": 500, "newest": 900, "limit": 10, "status": "incomplete"}
-PARAMETERS |= {"versions": [datetime.now(UTC)], "new_title": None, "new_description": None, "has_description": False}
+PARAMETERS |= {"versions": [datetime.now(UTC)], "wanted": True}
+PARAMETERS |= {"new_title": None, "new_description": None, "has_description": False}
 
 
 def plan_of(url: str, statement: Select[Any]) -> str:
