@@ -2,15 +2,19 @@
 
 import re
 from base64 import b64encode
+from collections.abc import Mapping
+from functools import cache
 from hashlib import sha256
 from importlib.metadata import distribution
 from pathlib import Path
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.openapi.docs import get_swagger_ui_html
-from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.responses import RedirectResponse, Response
 
-router = APIRouter(prefix="/docs", include_in_schema=False)
+from todo_api.conditions import is_known
+
+router = APIRouter(include_in_schema=False)
 # A package of files, of which nothing is imported.
 _ASSETS = Path(str(distribution("fastapi-offline").locate_file("fastapi_offline/static")))
 _SCRIPT = "swagger-ui-bundle.js"
@@ -25,6 +29,7 @@ _PAGE = bytes(
         swagger_favicon_url="data:,",
     ).body
 )
+_PAGE_DIGEST = sha256(_PAGE).hexdigest()
 _INLINE = re.findall(b"<script>(.*?)</script>", _PAGE, re.DOTALL)
 _POLICY = "; ".join(
     [
@@ -38,26 +43,41 @@ _POLICY = "; ".join(
         "frame-ancestors 'none'",
     ]
 )
+_CACHED = {"Cache-Control": "public, max-age=3600"}
 
 
-def _asset(name: str) -> Response:
-    headers = {"Cache-Control": "public, max-age=3600", "X-Content-Type-Options": "nosniff"}
-    return FileResponse(_ASSETS / name, headers=headers)
+@cache
+def _asset(name: str) -> tuple[bytes, str]:
+    content = (_ASSETS / name).read_bytes()
+    return content, sha256(content).hexdigest()
 
 
-@router.get("")
-async def page() -> Response:
+def _send(request: Request, content: bytes, digest: str, media_type: str, headers: Mapping[str, str]) -> Response:
+    headers = {**headers, "ETag": f'"{digest}"', "X-Content-Type-Options": "nosniff"}
+    if is_known(headers["ETag"], request.headers):
+        return Response(status_code=304, headers=headers)
+    return Response(content, media_type=media_type, headers=headers)
+
+
+@router.get("/")
+async def home() -> Response:
+    """Lead to the page."""
+    return RedirectResponse("docs")
+
+
+@router.get("/docs")
+async def page(request: Request) -> Response:
     """Send the page, which may load and ask nothing but this service."""
-    return HTMLResponse(_PAGE, headers={"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"})
+    return _send(request, _PAGE, _PAGE_DIGEST, "text/html", {"Content-Security-Policy": _POLICY})
 
 
-@router.get(f"/{_SCRIPT}")
-async def script() -> Response:
+@router.get(f"/docs/{_SCRIPT}")
+async def script(request: Request) -> Response:
     """Send Swagger UI."""
-    return _asset(_SCRIPT)
+    return _send(request, *_asset(_SCRIPT), "text/javascript", _CACHED)
 
 
-@router.get(f"/{_STYLE}")
-async def style() -> Response:
+@router.get(f"/docs/{_STYLE}")
+async def style(request: Request) -> Response:
     """Send its style."""
-    return _asset(_STYLE)
+    return _send(request, *_asset(_STYLE), "text/css", _CACHED)

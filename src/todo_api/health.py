@@ -15,19 +15,21 @@ from todo_api.models import Task
 
 logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/health", include_in_schema=False)
+_NO_STORE = {"Cache-Control": "no-store"}
 # Who asks wants to know now; a request would wait for the database to wake.
 READY_SECONDS = 2.0
 # Names every column this version uses, so that a newer schema is fine and an older one is not.
 _READY = select(cast(func.count(), Text)).select_from(select(*inspect(Task).columns).where(false()).subquery())
 
 
-@router.api_route("/live", methods=["GET", "HEAD"])
+@router.get("")
+@router.get("/live")
 async def live() -> Response:
     """Tell that the process serves."""
-    return JSONResponse({"status": "ok"})
+    return JSONResponse({"status": "ok"}, headers=_NO_STORE)
 
 
-@router.api_route("/ready", methods=["GET", "HEAD"])
+@router.get("/ready")
 async def ready(request: Request) -> Response:
     """Report whether the database answers and has every column that this version uses."""
     try:
@@ -36,5 +38,5 @@ async def ready(request: Request) -> Response:
     except (DatabaseUnavailable, asyncpg.PostgresError, TimeoutError) as error:
         cause = error.__cause__ if isinstance(error, DatabaseUnavailable) else error
         logger.warning("not ready: %r", cause)
-        return error_response(503, "Service is not ready")
-    return JSONResponse({"status": "ok"})
+        return error_response(503, "Service is not ready", _NO_STORE)
+    return JSONResponse({"status": "ok"}, headers=_NO_STORE)

@@ -1,6 +1,7 @@
 """Assembles the application. `app` is created on first access, not on import."""
 
 import asyncio
+import copy
 import gc
 import re
 from collections.abc import AsyncIterator
@@ -54,10 +55,14 @@ def create_app(settings: Settings | None = None, auth_backend: AuthenticationBac
         docs_url=None,  # FastAPI's page would load scripts from another host
         redoc_url=None,
     )
-    for route in app.routes:
+    for route in [*app.routes]:
         assert isinstance(route, APIRoute)
         # Python's $ also matches before a trailing line break; such a path must not match.
         route.path_regex = re.compile(route.path_regex.pattern.removesuffix("$") + r"\Z")
+        if "GET" in (route.methods or ()):
+            head = copy.copy(route)  # a route of its own, since FastAPI would document both under one operation id
+            head.methods, head.include_in_schema = {"HEAD"}, False
+            app.routes.append(head)
     add_error_handlers(app)
     app.state.auth_backend = auth_backend
     app.state.database = telemetry.TracedDatabase(settings) if traced else Database(settings)

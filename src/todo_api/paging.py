@@ -36,6 +36,8 @@ def read_page(query: QueryParams, owner: str, status: Status | None) -> Page | N
         if len(limits) > 1 or not _LIMIT.fullmatch(limits[0]) or int(limits[0]) > MAX_LIMIT:
             raise BadRequest(INVALID_LIMIT)
         limit = int(limits[0])
+        if not query.keys().isdisjoint(("offset", "page", "skip")):  # or a client would read the first page for ever
+            raise BadRequest("Invalid paging. Follow the Link header to the next page")
     if not cursors:
         return Page(limit, MAX_ID)
     if len(cursors) > 1 or not _CURSOR.fullmatch(cursors[0]):

@@ -131,7 +131,7 @@ TABLE = [
       for path in ["/", "/{id}/", "/{id}/complete/", "/{id}/complete/x", "/{id}/completed", "%0A", "/{id}/complete%0A",
                    "/%2E%2E/tasks", "//{id}", "/1%2F2%2F3"]
       for method in ["GET", "PATCH"]),
-    *(Bad(method, "", 405, "Method not allowed") for method in ["PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "BREW"]),
+    *(Bad(method, "", 405, "Method not allowed") for method in ["PUT", "DELETE", "PATCH", "OPTIONS", "BREW"]),
     *(Bad(method, "/0", 405, "Method not allowed") for method in ["POST", "PATCH", "OPTIONS"]),
     *(Bad(method, "/{id}/complete", 405, "Method not allowed") for method in ["GET", "POST", "PUT", "DELETE"]),
 ]  # fmt: skip
@@ -151,7 +151,7 @@ def test_invalid_request_is_refused_without_effect(alice: Person, bad: Bad) -> N
     answer = alice.ask(bad.method, bad.path.replace("{id}", str(task["id"])), content=bad.body, headers=bad.headers)
 
     assert answer.status_code == bad.status, answer.text
-    assert bad.method == "HEAD" or answer.json() == error(bad.message)
+    assert answer.json() == error(bad.message)
     assert alice.stored() == before
 
 

@@ -48,7 +48,36 @@ def test_openapi_document_names_root_path(settings: Settings) -> None:
     assert document["servers"] == [{"url": "/todo"}]
 
 
-@pytest.mark.parametrize("path", ["/docs", "/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js", "/openapi.json"])
+FILES = ["/docs", "/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js"]
+
+
+def test_root_leads_to_the_page(client: CheckedClient) -> None:
+    answer = client.get("/", follow_redirects=False)
+
+    assert (answer.status_code, answer.headers["location"]) == (307, "docs")
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_files_answer_if_none_match(client: CheckedClient, path: str) -> None:
+    whole = client.get(path)
+
+    for tag in (whole.headers["etag"], f"W/{whole.headers['etag']}"):
+        answer = client.get(path, headers={"If-None-Match": tag})
+        assert (answer.status_code, answer.content) == (304, b"")
+        assert answer.headers["etag"] == whole.headers["etag"]
+    assert client.get(path, headers={"If-None-Match": '"other"'}).content == whole.content
+
+
+@pytest.mark.parametrize("path", [*FILES, "/openapi.json", "/health/live"])
+@pytest.mark.parametrize("value", ["bytes=0-1", "bytes=99999999999-", "bytes=5-2", "items=0-5", "bytes=abc"])
+def test_range_is_ignored(client: CheckedClient, path: str, value: str) -> None:
+    answer = client.get(path, headers={"Range": value})
+
+    assert (answer.status_code, answer.content) == (200, client.get(path).content)
+    assert "accept-ranges" not in answer.headers
+
+
+@pytest.mark.parametrize("path", ["/", *FILES, "/openapi.json"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_disabled_docs_are_not_found(settings: Settings, method: str, path: str) -> None:
     app = create_app(settings.model_copy(update={"docs_enabled": False}))
