@@ -36,7 +36,7 @@ from todo_api.settings import Settings
 
 _USABLE = re.compile(r"[\w.+@/-]*")
 HOST = "127.0.0.1"
-ORIGINS = ("http://localhost:3000",)
+ORIGINS = ("http://localhost:3000", "http://localhost:5173")  # Next.js and Vite
 _SIGN_UP: ClauseElement = (
     insert(User)
     .values(

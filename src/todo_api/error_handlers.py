@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.routing import Match
 
+from todo_api.auth import is_rejection, reason
 from todo_api.errors import ApiError, DatabaseUnavailable, Unauthorized
 
 logger = logging.getLogger(__name__)
@@ -18,8 +19,14 @@ def error_response(status: int, message: str, headers: Mapping[str, str] | None 
     return JSONResponse({"error": message}, status_code=status, headers=headers)
 
 
-def crash_response(error: BaseException) -> JSONResponse:
-    """Answer a fault of the service: the log gets its cause, the client learns nothing."""
+def last_response(error: BaseException) -> JSONResponse:
+    """Answer an error that nothing else has: a middleware's rejection of credentials, or a fault of the service.
+
+    The log gets its cause, the client learns nothing.
+    """
+    if is_rejection(error):
+        logger.info("rejected by a middleware: %s", reason(error))
+        return _api_response(Unauthorized())
     logger.error("crashed", exc_info=error)
     return error_response(500, "Internal server error")
 
@@ -34,14 +41,18 @@ async def _crash_outside(_: Request, __: Exception) -> JSONResponse:
     return error_response(500, "Internal server error")  # Starlette re-raises the exception, and the server logs it
 
 
-async def _api_error(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, ApiError)
+def _api_response(error: ApiError) -> JSONResponse:
     headers = {}
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     elif isinstance(error, DatabaseUnavailable):
         headers["Retry-After"] = str(error.retry_after)
     return error_response(error.status, error.message, headers)
+
+
+async def _api_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return _api_response(error)
 
 
 async def _database_unavailable(request: Request, error: Exception) -> JSONResponse:
@@ -54,11 +65,14 @@ async def _http_exception(request: Request, error: Exception) -> JSONResponse:
     if error.status_code == 404:
         return error_response(404, "Not found")
     if error.status_code == 405:
-        # Starlette names the methods of the first route that matches; the path may have more.
-        matching = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
-        methods = sorted({method for route in matching for method in route.methods})
-        return error_response(405, "Method not allowed", {"Allow": ", ".join(methods)})
-    return crash_response(error)
+        # Starlette names the methods of the first route that matches; the path may have more. What is mounted decides
+        # for itself, under a root path of its own.
+        scope = {**request.scope, "root_path": request.scope.get("app_root_path", request.scope["root_path"])}
+        matching = [route for route in request.app.routes if route.matches(scope)[0] is not Match.NONE]
+        methods = sorted({method for route in matching for method in getattr(route, "methods", None) or ()})
+        allowed = {"Allow": ", ".join(methods)} if methods else error.headers
+        return error_response(405, "Method not allowed", allowed)
+    return last_response(error)
 
 
 def add_error_handlers(app: FastAPI) -> None:

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from todo_api import logs
-from todo_api.error_handlers import crash_response, error_response, shutdown_response
+from todo_api.error_handlers import error_response, last_response, shutdown_response
 
 logger = logging.getLogger(__name__)
 _VALID_ID = re.compile(b"[A-Za-z0-9._-]{1,128}")
@@ -56,7 +56,7 @@ class RequestLog:
             request_id = b"%032x" % random.getrandbits(128)
         logs.request_id.set(request_id.decode())
         more_headers = [(b"x-request-id", request_id)]
-        if scope["path"].removeprefix(scope.get("root_path", "")).startswith("/api/"):
+        if scope["path"].startswith(_api_prefix(scope) if scope.get("root_path") else "/api/"):
             more_headers += _API_HEADERS
         status = 0  # logged if the client disconnected before a response
 
@@ -82,8 +82,18 @@ class RequestLog:
                 logger.handle(logger.makeRecord(logger.name, logging.INFO, __file__, 0, _LINE, (facts,), None))
 
 
+def _api_prefix(scope: Scope) -> str:
+    """Remove a slash at the end of the root path, and tell what paths of the API begin with."""
+    root_path = scope["root_path"].rstrip("/")
+    if root_path != scope["root_path"]:
+        if scope["path"].startswith(scope["root_path"] + "/"):  # the server prefixed the path with it
+            scope["path"] = root_path + scope["path"][len(scope["root_path"]) :]
+        scope["root_path"] = root_path
+    return f"{root_path}/api/" if scope["path"].startswith(f"{root_path}/") else "/api/"
+
+
 class CORS(CORSMiddleware):
-    """Starlette's CORS, with refused preflights in the error shape, and a short way for requests of the same origin."""
+    """Starlette's CORS, where only the origin refuses a preflight, and a short way for requests of the same origin."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -100,11 +110,13 @@ class CORS(CORSMiddleware):
 
     def preflight_response(self, request_headers: Headers) -> Response:
         """Answer a preflight, without asking who is asking."""
-        response = super().preflight_response(request_headers)
-        if response.status_code < 400:
-            return response
-        headers = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
-        return error_response(400, bytes(response.body).decode(), headers)
+        origin = request_headers["origin"]
+        if not self.is_allowed_origin(origin):
+            return error_response(400, "Disallowed CORS origin", {"Vary": "Origin"})
+        headers = {**self.preflight_headers, "Access-Control-Allow-Origin": origin}
+        if asked := request_headers.get("access-control-request-headers"):
+            headers["Access-Control-Allow-Headers"] = asked
+        return Response(headers=headers)
 
 
 class CrashGuard:
@@ -163,7 +175,7 @@ class CrashGuard:
                 raise
             task = asyncio.current_task()
             if not isinstance(error, asyncio.CancelledError) or not task or not task.cancelling():
-                await crash_response(error)(scope, receive, send)
+                await last_response(error)(scope, receive, send)
                 if not isinstance(error, Exception):
                     raise
             elif _GRACE_PERIOD_OVER in error.args:
@@ -181,15 +193,7 @@ def stack(cors_origins: tuple[str, ...]) -> list[Middleware]:
             CORS,
             allow_origins=cors_origins,
             allow_credentials=True,
-            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
-            allow_headers=[
-                "Authorization",
-                "Content-Type",
-                "If-Match",
-                "If-None-Match",
-                "Idempotency-Key",
-                "X-Request-ID",
-            ],
+            allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
             expose_headers=["Location", "ETag", "Link", "Idempotency-Replayed", "Retry-After", "X-Request-ID"],
         ),
         Middleware(CrashGuard),

@@ -119,9 +119,21 @@ def body_of(schema: str) -> dict[str, Any]:
 class TodoAPI(FastAPI):
     """The application, with a document that says what happens."""
 
-    def add_route(self, path: str, route: Callable[[Request], Any], *_: object, **__: object) -> None:
-        """Add a page of FastAPI's own like any other route: with GET alone, and known by its path to log and traces."""
-        self.add_api_route(path, route, include_in_schema=False)
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401  # handed on as they came
+        super().__init__(**options)
+        self._own_middleware = len(self.user_middleware)
+
+    def add_middleware(self, middleware_class: Any, *args: Any, **options: Any) -> None:  # noqa: ANN401  # the same
+        """Add a middleware inside of the service's own, which give its answers their headers and answer its crashes."""
+        super().add_middleware(middleware_class, *args, **options)
+        self.user_middleware.insert(self._own_middleware, self.user_middleware.pop(0))
+
+    def add_route(self, path: str, route: Callable[[Request], Any], *args: Any, **options: Any) -> None:  # noqa: ANN401  # the same
+        """Add a route; FastAPI's own page as any other of ours, so that log and traces know it by its path."""
+        if path == self.openapi_url:
+            self.add_api_route(path, route, include_in_schema=False)
+        else:
+            super().add_route(path, route, *args, **options)
 
     def openapi(self) -> dict[str, Any]:
         """Generate the document once: with the parameters and bodies that the service reads itself."""
