@@ -1,11 +1,11 @@
-"""All SQL about tasks.
+"""All SQL on tasks.
 
-Each statement is built once, from the models, and ends in one text column: the answer's JSON, written by PostgreSQL.
-That is one round trip, spares the service reading and writing every task again, and fixes the type of each result, so
-that no later migration can break a prepared statement.
+Each statement is built once, from the models, and returns one text column: the response's JSON, produced by
+PostgreSQL. So an operation is one round trip, the service does not parse and serialize tasks, and the type of the
+result is fixed, so that no later migration can invalidate a prepared statement.
 
-Writes apply only IMMUTABLE functions to columns, and no others at all in RETURNING, CASE and COALESCE: Citus, which can
-distribute the table by owner, refuses the rest. So they return plain columns, and times are formatted outside of them.
+Writes apply only IMMUTABLE functions to columns, and use no other functions in RETURNING, CASE and COALESCE, because
+Citus refuses them on a table distributed by owner. So writes return plain columns, and an outer SELECT formats times.
 """
 
 from typing import Any
@@ -43,7 +43,7 @@ from sqlmodel import col
 from todo_api.models import CREATED, KEYED, NULLABLE, TASK_FIELDS, UPDATED, Task
 
 _UTC: ColumnElement[str] = literal_column("'UTC'")
-# The owner's rows, and one of them: every statement below selects by one of these.
+# Conditions for the owner's rows and for one of them; every statement below has one of these.
 _OWNER: ColumnElement[str] = bindparam("owner", type_=Text)
 _own_tasks = col(Task.user_id) == _OWNER
 _own_task = and_(_own_tasks, col(Task.id) == bindparam("task_id", type_=BigInteger))
@@ -113,7 +113,7 @@ def _page(*conditions: ColumnElement[bool]) -> Select[Any]:
     return select(func.concat(last, literal_column("' '"), func.coalesce(page, literal_column("'[]'"))))
 
 
-# `updated_at` is the task's version: it grows with every change, even within one microsecond of the clock.
+# `updated_at` is the task's version: it increases with every change, even if the clock has not advanced.
 # Adding to a time in UTC is IMMUTABLE; adding to a timestamptz is not, since a day's length depends on the time zone.
 _next: ColumnElement[Any] = func.timezone(
     _UTC, func.timezone(_UTC, col(Task.updated_at)) + literal_column("interval '1 microsecond'")
@@ -130,9 +130,9 @@ PAGE = _page()
 PAGE_BY_STATUS = _page(_has_status)
 GET = _one(select(*_fields).where(_own_task).cte("found"))
 CREATE = _one(insert(Task).values(_new_row).returning(*_fields).cte("written"))
-# ON CONFLICT DO UPDATE, which rewrites the key as it is, waits for an insertion of the same key that is still under way
-# and returns its row. DO NOTHING returns no row, and a SELECT beside it may not see the task. The first word of the
-# answer is the outcome.
+# ON CONFLICT DO UPDATE, which sets the key to the same value, waits for a concurrent insert of the same key and returns
+# its row. DO NOTHING returns no row, and a SELECT in the same statement may not see the task. The first word of the
+# result is the outcome.
 _keyed = (
     postgresql.insert(Task)
     .values(
@@ -159,7 +159,7 @@ _keyed = (
     .cte("written")
 )
 CREATE_ONCE = select(func.concat(select(_keyed.c.outcome).scalar_subquery(), _json(_task(_keyed))))
-# One text for every choice of fields, so that each connection prepares one statement.
+# One statement for every combination of fields, so that each connection prepares only one.
 _update = (
     update(Task)
     .where(_own_task)
@@ -173,7 +173,7 @@ _complete = (
     .where(_own_task)
     .values(
         status="complete",
-        # The old version if the task is complete, else the next; now() stands outside of CASE. LEAST ignores a null.
+        # The old version if the task is complete, else the next, with now() outside of CASE. LEAST ignores nulls.
         updated_at=func.greatest(
             case((_is_complete, col(Task.updated_at)), else_=_next),
             func.least(func.now(), case((_is_complete, col(Task.updated_at)))),

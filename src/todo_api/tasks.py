@@ -121,7 +121,7 @@ def fingerprint(task: Mapping[str, object]) -> bytes:
 
 
 def _times(versions: list[str]) -> list[datetime]:
-    """Parse versions; one that is not exactly as SQL formats it is no version of any task."""
+    """Parse versions; drop those not in exactly the format of the SQL, because no task has them."""
     times = []
     for version in versions:
         with suppress(ValueError):

@@ -1,7 +1,7 @@
-"""Every statement can run on a table that Citus has distributed by owner: PostgreSQL's own parser says so.
+"""Every statement can run on a table that Citus has distributed by owner, as PostgreSQL's parse trees show.
 
-Citus refuses writes that apply a function to a column unless it is IMMUTABLE, and any other function in RETURNING,
-CASE, COALESCE and ON CONFLICT. A statement that does not name its owner would go to every shard.
+In writes, Citus refuses functions that are not IMMUTABLE if they are applied to columns or used in RETURNING, CASE,
+COALESCE or ON CONFLICT. A statement without a condition on the owner would go to every shard.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from todo_api.database import as_query
 STATEMENTS = {
     name: value for name, value in vars(statements).items() if any(value is each for each in statements.STATEMENTS)
 }
-# A node of a parse tree, in PostgreSQL's own names: ["FUNCEXPR", ":funcid", "2069", …].
+# A node of a parse tree, with PostgreSQL's names: ["FUNCEXPR", ":funcid", "2069", …].
 Node = list[Any]
 TOKENS = re.compile(r"[{}()]|(?:\\.|[^\s{}()\\])+", re.DOTALL)
 SELECT, INSERT = "1", "3"
@@ -31,7 +31,7 @@ CALLS = {"FUNCEXPR": ":funcid"} | dict.fromkeys(
 
 
 def parse(url: str, statement: ClauseElement) -> tuple[Node, int]:
-    """Have PostgreSQL parse a statement, and return the tree and the number of the parameter that names the owner."""
+    """Let PostgreSQL parse a statement, and return the tree and the number of the owner's parameter."""
     query = as_query(statement)
     owner = query.arguments(defaultdict(lambda: None, owner="me")).index("me") + 1
 
@@ -73,14 +73,14 @@ def nodes(tree: Node, *kinds: str) -> Iterator[Node]:
 
 
 def functions(tree: Node, *, of_columns_only: bool) -> Iterator[str]:
-    """Name the functions in a tree by their oids, and what calls one without saying which by its kind."""
+    """Yield the oids of the functions in a tree, and the names of the nodes that call a function without its oid."""
     for node in nodes(tree, *CALLS, "COERCEVIAIO", "SQLVALUEFUNCTION"):
         if not of_columns_only or any(nodes(node, "VAR")):
             yield field(node, CALLS[node[0]]) if node[0] in CALLS else node[0]
 
 
 def needs_immutable(tree: Node) -> set[str]:
-    """Name the functions that Citus wants to be IMMUTABLE."""
+    """Return the functions, as `functions` yields them, that Citus requires to be IMMUTABLE."""
     names: set[str] = set()
     for query in nodes(tree, "QUERY"):
         if field(query, ":commandType") != SELECT:
@@ -98,7 +98,7 @@ def not_immutable(url: str, names: set[str]) -> list[str]:
 
 
 def is_of_owner(condition: Any, owner: int) -> bool:
-    """Tell whether a condition, or one of those joined by AND, compares `user_id` with the owner."""
+    """Tell whether a condition, or one of several joined by AND, compares `user_id` with the owner."""
     if condition[0] == "BOOLEXPR":
         return field(condition, ":boolop") == "and" and any(is_of_owner(c, owner) for c in field(condition, ":args"))
     return (

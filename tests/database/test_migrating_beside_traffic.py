@@ -168,7 +168,7 @@ def test_downgrade_and_upgrade_keep_tasks(filled: str) -> None:
 
 
 def test_migration_gives_up_on_advisory_lock(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("todo_api.migrations.TURN_SECONDS", 0.2)
+    monkeypatch.setattr("todo_api.migrations.ADVISORY_LOCK_SECONDS", 0.2)
 
     with (
         locked(filled, LOCK),
@@ -178,7 +178,7 @@ def test_migration_gives_up_on_advisory_lock(filled: str, monkeypatch: pytest.Mo
 
 
 def test_waiting_migration_blocks_no_index_build(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("todo_api.migrations.TURN_SECONDS", 10)
+    monkeypatch.setattr("todo_api.migrations.ADVISORY_LOCK_SECONDS", 10)
 
     with crowd(1) as threads:
         with locked(filled, LOCK):
@@ -240,7 +240,7 @@ def test_roles_with_insert_can_still_create(filled: str, worker: str) -> None:
         sql(filled, f"DROP ROLE {role}")
 
 
-def test_a_migration_names_whose_snapshot_it_waits_for(
+def test_migration_logs_whose_snapshot_blocks_it(
     filled: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("todo_api.migrations.WATCH_SECONDS", 0.1)

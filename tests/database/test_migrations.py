@@ -214,7 +214,7 @@ def test_two_replicas_may_migrate_concurrently(empty_database: str, tmp_path: Pa
 def test_migration_gives_up_on_table_lock(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sql(empty_database, BETTER_AUTH)
     # The first migration waits for this lock, and traffic queues behind it, so it must give up.
-    monkeypatch.setattr("todo_api.migrations.LOCK_SECONDS", 0.2)
+    monkeypatch.setattr("todo_api.migrations.TABLE_LOCK_SECONDS", 0.2)
 
     async def locked() -> None:
         connection = await asyncpg.connect(empty_database)
@@ -240,7 +240,7 @@ FOREIGN = "CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)"
 
 
 @pytest.mark.parametrize("version", ["0001", "0002", "9999"])
-def test_the_version_of_another_application_is_not_ours(empty_database: str, version: str) -> None:
+def test_other_applications_version_is_ignored(empty_database: str, version: str) -> None:
     sql(empty_database, FOREIGN)
     sql(empty_database, "INSERT INTO alembic_version VALUES ($1)", version)
 
@@ -252,13 +252,13 @@ def test_the_version_of_another_application_is_not_ours(empty_database: str, ver
 
 @pytest.mark.parametrize("since", [None, "0003"])
 @pytest.mark.parametrize("version", ["0001", "0002"])
-def test_a_database_of_version_1_0_is_adopted(empty_database: str, version: str, since: str | None) -> None:
+def test_database_of_version_1_0_is_recognized(empty_database: str, version: str, since: str | None) -> None:
     command.upgrade(config_for(empty_database), version)
     new_account(empty_database, "alice")
     sql(empty_database, "INSERT INTO tasks (user_id, title) VALUES ('alice', 'x')")
     sql(empty_database, f"DROP TABLE {VERSION_TABLE}")
     sql(empty_database, FOREIGN)
-    # Another application may have gone on from what it took for its own version.
+    # Another application may have migrated further, from a version that it mistook for its own.
     sql(empty_database, "INSERT INTO alembic_version VALUES ($1)", since or version)
 
     migrate(settings_for(empty_database))
@@ -269,14 +269,14 @@ def test_a_database_of_version_1_0_is_adopted(empty_database: str, version: str,
     assert sql(empty_database, "SELECT * FROM alembic_version") == [{"version_num": since or version}]
 
 
-def test_a_table_of_another_application_is_not_adopted(empty_database: str) -> None:
+def test_other_applications_tasks_table_is_refused(empty_database: str) -> None:
     sql(empty_database, "CREATE TABLE tasks (id int)")
 
     with pytest.raises(MigrationError, match=r'^The database refused the migration: relation "tasks" already exists$'):
         migrate(settings_for(empty_database))
 
 
-def test_sql_without_a_database_is_refused(tmp_path: Path) -> None:
+def test_offline_sql_mode_is_refused(tmp_path: Path) -> None:
     (tmp_path / "alembic.ini").write_text("[alembic]\nscript_location = todo_api:migrations\n")
 
     ended = subprocess.run(
@@ -289,11 +289,11 @@ def test_sql_without_a_database_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_a_migration_names_whose_transaction_it_waits_for(
+def test_migration_logs_whose_transaction_blocks_it(
     empty_database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     sql(empty_database, BETTER_AUTH)
-    monkeypatch.setattr("todo_api.migrations.LOCK_SECONDS", 2)
+    monkeypatch.setattr("todo_api.migrations.TABLE_LOCK_SECONDS", 2)
     monkeypatch.setattr("todo_api.migrations.WATCH_SECONDS", 0.1)
 
     with (
@@ -308,7 +308,7 @@ def test_a_migration_names_whose_transaction_it_waits_for(
     )
 
 
-# What is between parentheses or quotes separates no subcommands.
+# Text in parentheses or quotes, where a comma does not separate subcommands.
 NESTED = re.compile(r"\([^()]*\)|'[^']*'")
 CONSTRAINT = re.compile(r"\b(ADD\s+(CONSTRAINT|CHECK|UNIQUE|PRIMARY|FOREIGN|EXCLUDE)|REFERENCES)\b", re.IGNORECASE)
 

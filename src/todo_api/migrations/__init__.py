@@ -8,11 +8,10 @@ from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from todo_api.errors import MigrationError
 from todo_api.settings import Settings
 
-# How long a second migration waits for the first, and how long a statement waits for a table's lock, because traffic
-# queues behind it.
-TURN_SECONDS = 60.0
-LOCK_SECONDS = 5.0
-# How often a migration looks whether it is blocked by somebody's transaction.
+# How long a second migration waits for the first.
+ADVISORY_LOCK_SECONDS = 60.0
+TABLE_LOCK_SECONDS = 5.0
+# How often a migration checks whether another transaction blocks it.
 WATCH_SECONDS = 1.0
 # Not `alembic_version`: another application's Alembic may keep its own version there, in the same database.
 VERSION_TABLE = "todo_api_version"

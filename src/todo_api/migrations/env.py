@@ -19,11 +19,13 @@ from todo_api.settings import Settings
 
 logger = logging.getLogger("todo_api.migrations")
 _APPLICATION_NAME = "todo-api-migrate"
-# Any number no other program locks by. Transaction-level locks and settings also hold through a transaction pooler.
+# Arbitrary advisory-lock key, unique to this project. Transaction-level locks and settings also work through a
+# transaction pooler.
 _TRY_LOCK = text(f"SELECT pg_try_advisory_xact_lock({0x746F646F})")
 # No idle timeout while the lock is held. Run after the SELECT, whose snapshot the connection would otherwise keep.
-_STAY = text("SET LOCAL idle_in_transaction_session_timeout = 0")
-# Version 1.0 kept its version in `alembic_version`, where another application's may be. The tables say it as well.
+_NO_IDLE_TIMEOUT = text("SET LOCAL idle_in_transaction_session_timeout = 0")
+# Version 1.0 stored its schema version in `alembic_version`, which may be another application's. So for its databases
+# the schema version is derived from the tables.
 _VERSION_OF_TABLES = text("""
     SELECT CASE WHEN EXISTS (
         SELECT FROM pg_attribute
@@ -41,30 +43,30 @@ _BLOCKERS = text("""
 """)
 
 
-async def _take_turn(connection: AsyncConnection) -> None:
+async def _acquire_lock(connection: AsyncConnection) -> None:
     """Wait for other migrations, and take the advisory lock in this connection's transaction.
 
     The lock has its own connection, because the migration's transaction ends where an index is built CONCURRENTLY. That
     waits for all snapshots in the database, so none may be kept while holding the lock or waiting for it.
     """
     try:
-        async with asyncio.timeout(migrations.TURN_SECONDS):
+        async with asyncio.timeout(migrations.ADVISORY_LOCK_SECONDS):
             while not await connection.scalar(_TRY_LOCK):
                 await connection.rollback()
                 await asyncio.sleep(0.1)
     except TimeoutError:
         raise MigrationError("Another migration of this database is still running.") from None
-    await connection.execute(_STAY)
+    await connection.execute(_NO_IDLE_TIMEOUT)
 
 
 def _limit_waiting(connection: Connection) -> None:
-    connection.exec_driver_sql(f"SELECT set_config('lock_timeout', '{migrations.LOCK_SECONDS * 1000:.0f}', true)")
+    connection.exec_driver_sql(f"SELECT set_config('lock_timeout', '{migrations.TABLE_LOCK_SECONDS * 1000:.0f}', true)")
 
 
-async def _name_blockers(engine: AsyncEngine) -> None:
-    """Log whose transactions the migration waits for, each once.
+async def _log_blockers(engine: AsyncEngine) -> None:
+    """Log each transaction that blocks the migration, once.
 
-    On a connection that keeps no transaction: building an index would wait for its snapshot, too.
+    The connection keeps no transaction open, because building an index would wait for its snapshot.
     """
     named: set[object] = set()
     async with engine.connect() as connection:
@@ -113,9 +115,9 @@ async def _run() -> None:
         poolclass=NullPool,
         isolation_level="READ COMMITTED",  # a stricter level would keep one snapshot for the whole transaction
     )
-    async with engine.connect() as turn, engine.connect() as connection:
-        await _take_turn(turn)
-        watching = asyncio.create_task(_name_blockers(engine))
+    async with engine.connect() as lock_holder, engine.connect() as connection:
+        await _acquire_lock(lock_holder)
+        watching = asyncio.create_task(_log_blockers(engine))
         try:
             await connection.run_sync(_migrate)
         finally:
