@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from importlib.metadata import version
 
 from todo_api.errors import MigrationError, SettingsError
 
@@ -9,6 +10,7 @@ from todo_api.errors import MigrationError, SettingsError
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code; if it fails, print one line and return 1."""
     parser = argparse.ArgumentParser(prog="todo-api", description="Personal task lists over HTTP.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('todo-api')}")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("migrate", help="bring the database up to the newest schema")
     commands.add_parser("dev", help="serve on loopback with an embedded database; for development only")
@@ -31,7 +33,8 @@ def _migrate() -> None:
     from todo_api.migrations import migrate
     from todo_api.settings import Settings
 
-    migrate(Settings.read())
+    applied = migrate(Settings.read())
+    print(f"Applied {', '.join(applied)}." if applied else "The schema is up to date.")
 
 
 def _develop() -> None:

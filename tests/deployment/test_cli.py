@@ -1,11 +1,12 @@
 import os
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from tests.support.serving import BIN
-from todo_api import cli, main
+from todo_api import cli, main, migrations
 
 LOOKS = "it should be a PostgreSQL URL like postgresql://user:password@host/database.\n"
 
@@ -89,3 +90,22 @@ def test_main_app_is_created_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_main_has_no_other_lazy_attribute() -> None:
     with pytest.raises(AttributeError, match="application"):
         _ = main.application
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"todo-api {version('todo-api')}\n"
+
+
+def test_migrate_says_what_it_did(
+    empty_database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", empty_database)
+    revisions = sorted(path.name[:4] for path in (Path(migrations.__file__).parent / "versions").glob("*.py"))
+
+    for said in (f"Applied {', '.join(revisions)}.\n", "The schema is up to date.\n"):
+        assert cli.main(["migrate"]) == 0
+        assert capsys.readouterr() == (said, "")

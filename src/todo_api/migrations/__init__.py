@@ -17,8 +17,8 @@ WATCH_SECONDS = 1.0
 VERSION_TABLE = "todo_api_version"
 
 
-def migrate(settings: Settings) -> None:
-    """Bring the database up to the newest schema, through `DATABASE_URL_UNPOOLED` where there is one.
+def migrate(settings: Settings) -> list[str]:
+    """Bring the database up to the newest schema, by `DATABASE_URL_UNPOOLED` if set, and return the revisions applied.
 
     Safe beside traffic and beside another migration: a second one waits for the first and finds its work done. Logs
     whose transaction it waits for. Raises `MigrationError` with one sentence when the database cannot be reached,
@@ -26,7 +26,8 @@ def migrate(settings: Settings) -> None:
     """
     config = Config()
     config.set_main_option("script_location", "todo_api:migrations")
-    config.attributes["settings"] = settings
+    applied: list[str] = []
+    config.attributes.update(settings=settings, applied=applied)
     try:
         command.upgrade(config, "head")
     except CommandError as error:
@@ -37,3 +38,4 @@ def migrate(settings: Settings) -> None:
         raise MigrationError("The database broke the migration off. It can be run again.") from error
     except (OSError, TimeoutError) as error:
         raise MigrationError(f"The database cannot be reached for the migration: {error!r}") from error
+    return applied

@@ -81,6 +81,7 @@ async def _log_blockers(engine: AsyncEngine) -> None:
 
 def _migrate(connection: Connection) -> None:
     event.listen(connection, "begin", _limit_waiting)
+    applied = context.config.attributes.setdefault("applied", [])
     context.configure(
         connection=connection,
         target_metadata=SQLModel.metadata,
@@ -91,6 +92,7 @@ def _migrate(connection: Connection) -> None:
         compare_server_default=True,
         transaction_per_migration=True,
         version_table=migrations.VERSION_TABLE,
+        on_version_apply=lambda step, **_: applied.append(step.up_revision_id),
     )
     if connection.scalar(text("SHOW server_encoding")) != "UTF8":
         raise MigrationError("The database cannot hold every text: its encoding has to be UTF8.")
