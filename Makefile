@@ -10,7 +10,7 @@ NPM := PATH="$$PWD/$(BIN):$$PATH" npm --prefix examples
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run better-auth test soak bench bench-growth check check-code check-examples check-lock check-schema format openapi lock audit clean
+.PHONY: help run better-auth test test-fast soak bench bench-growth check check-code check-examples check-lock check-schema format openapi lock audit clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -23,6 +23,9 @@ better-auth: $(VENV)/ready examples/node_modules/ready ## serve behind a real Be
 
 test: $(VENV)/ready examples/node_modules/ready .servers/ready ## run the whole test suite, on real PostgreSQL
 	$(BIN)/pytest --numprocesses 3 --dist worksteal --cov --cov-report=term -rs
+
+test-fast: $(VENV)/ready ## run what needs no pooler, no Node.js, no browser and no process of its own: half a minute
+	$(BIN)/pytest --numprocesses 3 --dist worksteal -m 'not slow' tests/api tests/database/test_*.py tests/test_*.py
 
 soak: $(VENV)/ready ## break the database under load for two minutes (SOAK_SECONDS=…), and count what was lost
 	$(BIN)/python -m tests.support.soak $(SOAK_SECONDS)

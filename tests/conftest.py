@@ -1,4 +1,5 @@
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -14,9 +15,16 @@ _running = ExitStack()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start one server for the whole run, before any worker."""
-    for name in Settings.model_fields:
-        os.environ.pop(name.upper(), None)
+    """Forget the settings of whoever runs the tests, and start one server for the whole run, before any worker."""
+    Settings.model_config["env_file"] = None
+    settings = {name.upper() for name in Settings.model_fields} | {"FORWARDED_ALLOW_IPS", "WEB_CONCURRENCY"}
+    for name in list(os.environ):
+        if name in settings or (name.startswith(("BETTER_AUTH_", "OTEL_", "PG", "UVICORN_")) and name != "PGBOUNCER"):
+            del os.environ[name]
+    os.environ["NO_PROXY"] = "*"
+    # The tests start many processes: compiled files are kept, whatever the environment says.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     if not hasattr(config, "workerinput"):
         os.environ[SERVER] = _running.enter_context(temporary_server())
 
@@ -24,6 +32,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         _running.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Start processes in an empty directory, where no `.env` is."""
+    os.chdir(tmp_path_factory.mktemp("elsewhere"))
 
 
 @pytest.fixture(scope="session")

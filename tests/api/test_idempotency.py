@@ -180,6 +180,7 @@ ROUNDS, PARALLEL = 200, 32
 Answer = tuple[int, bool, dict[str, Any]]  # the status, whether it was replayed, and the task
 
 
+@pytest.mark.slow
 def test_parallel_keyed_creates_create_one_task(settings: Settings, alice: Person) -> None:
     app = create_app(settings.model_copy(update={"pool_size": 16}), BearerIsIdentity())
 

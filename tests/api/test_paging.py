@@ -289,6 +289,7 @@ CHANGES = st.lists(st.tuples(st.sampled_from(["create", "delete", "update"]), st
     between=st.lists(CHANGES, max_size=14),
     is_filtered=st.booleans(),
 )
+@pytest.mark.slow
 def test_paging_during_changes_misses_no_task(
     person: PersonMaker, *, before: int, limit: int, between: list[list[tuple[str, int]]], is_filtered: bool
 ) -> None:

@@ -5,12 +5,15 @@ import subprocess
 from pathlib import Path
 
 import asyncpg
+import pytest
 from starlette.authentication import AuthCredentials, AuthenticationBackend, AuthenticationError, BaseUser, SimpleUser
 from starlette.requests import HTTPConnection
 
 from tests.support.api import NEW_ACCOUNT
 from tests.support.serving import BIN, UNMEASURED, uvicorn
 from todo_api.auth import is_addressable
+
+pytestmark = pytest.mark.slow
 
 TOKEN = "the-only-token"
 

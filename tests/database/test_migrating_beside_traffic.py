@@ -21,6 +21,8 @@ from todo_api.errors import MigrationError
 from todo_api.main import create_app
 from todo_api.migrations import migrate
 
+pytestmark = pytest.mark.slow
+
 # What version 0001 runs, to the letter.
 _TIME = """to_char(timezone('UTC', tasks.{0}), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS {0}"""
 _ANSWER = "tasks.id, tasks.user_id, tasks.title, tasks.description, tasks.status, " + ", ".join(

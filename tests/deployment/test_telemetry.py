@@ -29,6 +29,7 @@ from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
 from tests.support.api import BearerIsIdentity, CheckedClient, Person, error, new_account
+from tests.support.patience import deadline
 from tests.support.postgres import locked, settings_for
 from tests.support.serving import uvicorn
 from todo_api.main import create_app
@@ -217,12 +218,12 @@ def test_pool_metrics_count_connections(recorder: Recorder, database_url: str) -
     used, idle = ({"db.client.connection.state": state} for state in ("used", "idle"))
 
     def wait_until(metric: str, *values: tuple[dict[str, str], int]) -> None:
-        deadline = time.monotonic() + 10
+        end = deadline()
         while True:
             points = recorder.points(f"db.client.connection.{metric}")
             if [(point["attributes"], point["value"]) for point in points] == list(values):
                 return
-            assert time.monotonic() < deadline, points
+            assert time.monotonic() < end, points
 
     app = create_app(settings_for(database_url, pool_size=2), BearerIsIdentity())
     with ThreadPoolExecutor() as threads, CheckedClient(app) as client:

@@ -10,6 +10,7 @@ from typing import Any
 
 import asyncpg
 
+from tests.support.patience import deadline
 from todo_api.dev import embedded_postgres
 from todo_api.migrations import migrate
 from todo_api.settings import Settings
@@ -74,8 +75,8 @@ def locked(url: str, by: str = "LOCK TABLE tasks") -> Iterator[None]:
 
 def waiting_backend(url: str) -> int:
     """Wait until some statement is blocked by a lock, and return the process id of its backend."""
-    deadline = time.monotonic() + 10
+    end = deadline()
     while not (waiting := sql(url, WAITING)):
-        assert time.monotonic() < deadline
+        assert time.monotonic() < end
     pid: int = waiting[0]["pid"]
     return pid

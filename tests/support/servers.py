@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support import archive
+from tests.support.patience import deadline
 from tests.support.postgres import sql
 from tests.support.serving import free_port
 from todo_api.dev import make_runtime_directory
@@ -47,13 +48,13 @@ class Postgres:
 
     def start(self) -> None:
         """Start the server if it is stopped; retry while processes of a killed one are still ending."""
-        deadline = time.monotonic() + 10
+        end = deadline()
         while True:
             try:
                 self._server.start()
                 sql(self.url, "SELECT 1")
             except (subprocess.SubprocessError, OSError):
-                assert time.monotonic() < deadline
+                assert time.monotonic() < end
                 time.sleep(0.1)
             else:
                 return
@@ -101,12 +102,12 @@ class PgBouncer:
             self._popen = subprocess.Popen(
                 [self._program, str(configuration)], stdout=log, stderr=subprocess.STDOUT, **user
             )
-        deadline = time.monotonic() + 10
+        end = deadline()
         while True:
             try:
                 socket.create_connection(("127.0.0.1", self.port)).close()
             except ConnectionRefusedError:
-                assert time.monotonic() < deadline, (self._directory / "log").read_text()
+                assert time.monotonic() < end, (self._directory / "log").read_text()
                 time.sleep(0.01)
             else:
                 return

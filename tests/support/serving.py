@@ -12,6 +12,8 @@ from pathlib import Path
 
 import httpx2
 
+from tests.support.patience import deadline, patience
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 # Switches coverage off in a child process whose lines other tests cover, because it would slow it down.
@@ -50,7 +52,7 @@ class Process:
 
     def wait(self) -> int:
         """Wait until the process ends, and return its exit code."""
-        return self._popen.wait(timeout=20)
+        return self._popen.wait(timeout=patience())
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal, unless the process has ended."""
@@ -85,12 +87,12 @@ def uvicorn(
         yield url
 
 
-def wait_for(url: str, server: Process, seconds: float = 20) -> None:
+def wait_for(url: str, server: Process) -> None:
     """Wait until the server responds."""
-    deadline = time.monotonic() + seconds
+    end = deadline()
     while True:
         assert not server.has_ended(), server.output()
-        assert time.monotonic() < deadline, f"{url} does not answer"
+        assert time.monotonic() < end, f"{url} does not answer"
         try:
             httpx2.get(f"{url}/health/live")
         except httpx2.TransportError:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.api import BearerIsIdentity, CheckedClient, Person, new_account
 from tests.support.front import Front
+from tests.support.patience import deadline
 from tests.support.postgres import migrated_database, settings_for
 from tests.support.servers import PgBouncer, Postgres, find_pgbouncer
 from todo_api.main import create_app
@@ -77,10 +78,10 @@ class Neon:
 
     def wait_until_warm(self) -> None:
         """Wait until the connections that the service opens at its start are idle."""
-        deadline = time.monotonic() + 10
+        end = deadline()
         seen = -1
         while seen != self.front.trips or not seen:
-            assert time.monotonic() < deadline
+            assert time.monotonic() < end
             seen = self.front.trips
             time.sleep(0.1)
 

@@ -11,6 +11,7 @@ import pytest
 from tests.database.neon.conftest import Neon
 from tests.support.api import Person, error
 from tests.support.crowd import crowd
+from tests.support.patience import deadline
 
 
 def writing(person: Person, over: Event, name: int, acknowledged: list[str]) -> Counter[int]:
@@ -29,9 +30,9 @@ def writing(person: Person, over: Event, name: int, acknowledged: list[str]) -> 
 
 def wait_for_more(acknowledged: list[str], number: int) -> None:
     """Wait until so many more have been acknowledged."""
-    enough, deadline = len(acknowledged) + number, time.monotonic() + 30
+    enough, end = len(acknowledged) + number, deadline()
     while len(acknowledged) < enough:
-        assert time.monotonic() < deadline
+        assert time.monotonic() < end
         time.sleep(0.01)
 
 
