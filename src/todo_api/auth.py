@@ -39,21 +39,21 @@ def load_backend(import_string: str) -> AuthenticationBackend:
 
 
 def checked_backend(backend: object, name: str) -> AuthenticationBackend:
-    """Return the backend if it can be asked; raise `SettingsError`, which calls it `name`, if it cannot."""
+    """Return the backend if it has an asynchronous `authenticate()`; otherwise raise `SettingsError` with `name`."""
     if isinstance(backend, type) or not inspect.iscoroutinefunction(getattr(backend, "authenticate", None)):
         raise SettingsError(f"{name} is not an authentication backend: it has no coroutine function authenticate().")
     return cast("AuthenticationBackend", backend)
 
 
 def is_rejection(error: BaseException) -> bool:
-    """Tell whether an authentication layer raises this for credentials that it rejects."""
+    """Tell whether an error means that credentials were rejected: `AuthenticationError`, or a 401 or 403."""
     if isinstance(error, HTTPException):
         return error.status_code in (401, 403)
     return isinstance(error, AuthenticationError)
 
 
 def reason(error: BaseException) -> str:
-    """Name the types of an error and of its cause; their texts may hold credentials."""
+    """Name the types of an error and of its cause, without their messages, which may contain credentials."""
     cause = error.__cause__ or error.__context__
     return type(error).__name__ + (f" from {type(cause).__name__}" if cause else "")
 
@@ -98,8 +98,8 @@ async def identify(request: Request) -> str:
     return owner
 
 
-def _identity(user: Any) -> object:  # noqa: ANN401  # whatever the layer says a user is
+def _identity(user: Any) -> object:  # noqa: ANN401  # its type is up to the backend
     try:
         return user.identity
-    except (AttributeError, NotImplementedError):  # the latter is what Starlette's `BaseUser` raises
+    except (AttributeError, NotImplementedError):  # Starlette's `BaseUser` raises the latter
         return None

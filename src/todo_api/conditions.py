@@ -41,7 +41,7 @@ def is_expected(tag: str, headers: Headers) -> bool:
 
 
 def is_known(tag: str, headers: Headers) -> bool:
-    """Tell whether `If-None-Match` names the tag, so that the client has the body already."""
+    """Tell whether `If-None-Match` matches the tag, so that the response is 304."""
     tags = _tags(headers, b"if-none-match")
     return tags is not None and (ANY in tags or tag in tags)
 
@@ -64,8 +64,8 @@ def _versions(task_id: int, tags: list[str]) -> list[str]:
 def _tags(headers: Headers, name: bytes) -> list[str] | None:
     """Read a list of tags from all lines of a header: None without the header, empty if it is malformed.
 
-    A tag is returned as the service sent it, whatever a compressing proxy made of it: `W/"…"` (nginx, Cloudflare) or
-    `"…-gzip"` (Apache). A tag names a version and not its bytes, so it names the same one in every encoding.
+    Tags are returned as the service sent them, although compressing proxies change them to `W/"…"` (nginx, Cloudflare)
+    or `"…-gzip"` (Apache). A tag identifies a version, not its bytes, so it is the same in every encoding.
     """
     lines = [value for key, value in headers.raw if key == name]
     if not lines:

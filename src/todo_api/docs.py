@@ -15,7 +15,7 @@ from starlette.responses import RedirectResponse, Response
 from todo_api.conditions import is_known
 
 router = APIRouter(include_in_schema=False)
-# A package of files, of which nothing is imported.
+# The package is used for its static files only, and not imported.
 _ASSETS = Path(str(distribution("fastapi-offline").locate_file("fastapi_offline/static")))
 _SCRIPT = "swagger-ui-bundle.js"
 _STYLE = "swagger-ui.css"
@@ -61,13 +61,13 @@ def _send(request: Request, content: bytes, digest: str, media_type: str, header
 
 @router.get("/")
 async def home() -> Response:
-    """Lead to the page."""
+    """Redirect to the page."""
     return RedirectResponse("docs")
 
 
 @router.get("/docs")
 async def page(request: Request) -> Response:
-    """Send the page, which may load and ask nothing but this service."""
+    """Send the page, with a policy that allows it to load from and connect to this service only."""
     return _send(request, _PAGE, _PAGE_DIGEST, "text/html", {"Content-Security-Policy": _POLICY})
 
 
@@ -79,5 +79,5 @@ async def script(request: Request) -> Response:
 
 @router.get(f"/docs/{_STYLE}")
 async def style(request: Request) -> Response:
-    """Send its style."""
+    """Send Swagger UI's stylesheet."""
     return _send(request, *_asset(_STYLE), "text/css", _CACHED)

@@ -20,9 +20,9 @@ def error_response(status: int, message: str, headers: Mapping[str, str] | None 
 
 
 def last_response(error: BaseException) -> JSONResponse:
-    """Answer an error that nothing else has: a middleware's rejection of credentials, or a fault of the service.
+    """Build the response to an unhandled exception: 401 if a middleware rejected credentials, otherwise 500.
 
-    The log gets its cause, the client learns nothing.
+    The cause is logged, and not sent to the client.
     """
     if is_rejection(error):
         logger.info("rejected by a middleware: %s", reason(error))
@@ -65,8 +65,8 @@ async def _http_exception(request: Request, error: Exception) -> JSONResponse:
     if error.status_code == 404:
         return error_response(404, "Not found")
     if error.status_code == 405:
-        # Starlette names the methods of the first route that matches; the path may have more. What is mounted decides
-        # for itself, under a root path of its own.
+        # Starlette names the methods of the first route that matches; the path may have more. A mounted application
+        # names its own methods, under its own `root_path`.
         scope = {**request.scope, "root_path": request.scope.get("app_root_path", request.scope["root_path"])}
         matching = [route for route in request.app.routes if route.matches(scope)[0] is not Match.NONE]
         methods = sorted({method for route in matching for method in getattr(route, "methods", None) or ()})

@@ -42,7 +42,7 @@ class KeyReused(ApiError):
 
 
 class TaskChanged(ApiError):
-    """The task's version is not one that `If-Match` names."""
+    """The task's version does not meet `If-Match` or `If-None-Match`."""
 
     status = 412
     message = "Task was changed by another request"

@@ -16,16 +16,16 @@ from todo_api.models import Task
 logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/health", include_in_schema=False)
 _NO_STORE = {"Cache-Control": "no-store"}
-# Who asks wants to know now; a request would wait for the database to wake.
+# Probes need a fast answer, so they do not wait as long as requests for the database to wake.
 READY_SECONDS = 2.0
-# Names every column this version uses, so that a newer schema is fine and an older one is not.
+# Selects every column that this version uses: it succeeds on a newer schema and fails on an older one.
 _READY = select(cast(func.count(), Text)).select_from(select(*inspect(Task).columns).where(false()).subquery())
 
 
 @router.get("")
 @router.get("/live")
 async def live() -> Response:
-    """Tell that the process serves."""
+    """Report that the process handles requests."""
     return JSONResponse({"status": "ok"}, headers=_NO_STORE)
 
 

@@ -60,7 +60,7 @@ def create_app(settings: Settings | None = None, auth_backend: AuthenticationBac
         # Python's $ also matches before a trailing line break; such a path must not match.
         route.path_regex = re.compile(route.path_regex.pattern.removesuffix("$") + r"\Z")
         if "GET" in (route.methods or ()):
-            head = copy.copy(route)  # a route of its own, since FastAPI would document both under one operation id
+            head = copy.copy(route)  # a separate route, because FastAPI would document both under one operation id
             head.methods, head.include_in_schema = {"HEAD"}, False
             app.routes.append(head)
     add_error_handlers(app)

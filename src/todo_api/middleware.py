@@ -83,7 +83,7 @@ class RequestLog:
 
 
 def _api_prefix(scope: Scope) -> str:
-    """Remove a slash at the end of the root path, and tell what paths of the API begin with."""
+    """Strip trailing slashes from the root path, and return the prefix of the API's paths."""
     root_path = scope["root_path"].rstrip("/")
     if root_path != scope["root_path"]:
         if scope["path"].startswith(scope["root_path"] + "/"):  # the server prefixed the path with it
@@ -93,7 +93,7 @@ def _api_prefix(scope: Scope) -> str:
 
 
 class CORS(CORSMiddleware):
-    """Starlette's CORS, where only the origin refuses a preflight, and a short way for requests of the same origin."""
+    """Starlette's CORS, where only the origin refuses a preflight, and a fast path for requests without `Origin`."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -109,7 +109,7 @@ class CORS(CORSMiddleware):
         await self.app(scope, receive, send_with_vary)
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Answer a preflight, without asking who is asking."""
+        """Answer a preflight, which needs no authentication."""
         origin = request_headers["origin"]
         if not self.is_allowed_origin(origin):
             return error_response(400, "Disallowed CORS origin", {"Vary": "Origin"})

@@ -24,7 +24,7 @@ _EXPECTED = {
     "PORT": "a port number from 1 to 65535",
 }
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")
-_DEFAULT_PORT = re.compile("https://.*:443|http://.*:80")  # which browsers leave out
+_DEFAULT_PORT = re.compile("https://.*:443|http://.*:80")  # which browsers omit from `Origin`
 
 
 def _readable(url: SecretStr) -> SecretStr:

@@ -17,7 +17,7 @@ from todo_api.models import UPDATED, Status
 
 
 class Versions(NamedTuple):
-    """Values of `updated_at`: a task must have one of them to be changed, or none of them if they are not `wanted`."""
+    """Versions (values of `updated_at`) of which a task must have one to be changed, or none if not `wanted`."""
 
     texts: list[str]
     wanted: bool
@@ -69,12 +69,12 @@ class TaskStore:
         return await self._run(statements.GET, {"task_id": task_id})
 
     async def update(self, task_id: int, changes: Mapping[str, object], versions: Versions | None = None) -> str:
-        """Change the fields that `changes` of `read_changes` holds, and no others."""
+        """Change only the fields in `changes`, which `read_changes` returned."""
         parameters = {"task_id": task_id, **_values(changes), **{f"has_{name}": name in changes for name in UPDATED}}
         return await self._write((statements.UPDATE, statements.UPDATE_IF), parameters, versions)
 
     async def complete(self, task_id: int, versions: Versions | None = None) -> str:
-        """Set the status to complete; change nothing if it is."""
+        """Set the status to complete; change nothing if it already is."""
         pair = (statements.COMPLETE, statements.COMPLETE_IF)
         return await self._write(pair, {"task_id": task_id}, versions)
 

@@ -233,7 +233,7 @@ def test_addressable_identity_is_accepted(settings: Settings, identity: str) -> 
 
 
 class NoIdentity(SimpleUser):
-    """Has no identity, as Starlette says so."""
+    """Has no identity: the property raises `NotImplementedError`, like Starlette's."""
 
     @property
     def identity(self) -> str:
@@ -241,7 +241,7 @@ class NoIdentity(SimpleUser):
 
 
 class Authenticated:
-    """Is authenticated, as whatever says so, and nobody in particular."""
+    """Has any value of `is_authenticated`, and no identity."""
 
     def __init__(self, says: object) -> None:
         self.is_authenticated = says
@@ -269,9 +269,9 @@ def test_unauthenticated_user_is_unauthorized(settings: Settings, user: BaseUser
 
 
 class Method(SimpleUser):
-    """Has `is_authenticated` as a method, which says no."""
+    """Has a method `is_authenticated`, which returns False."""
 
-    def is_authenticated(self) -> bool:  # type: ignore[override]  # the mistake in question
+    def is_authenticated(self) -> bool:  # type: ignore[override]  # the mistake under test
         return False
 
 
@@ -288,7 +288,7 @@ def test_only_true_counts_as_authenticated(
     settings: Settings, caplog: pytest.LogCaptureFixture, user: Any, what: str, way: str
 ) -> None:
     if isinstance(user, Authenticated):
-        user.identity = "alice"  # type: ignore[attr-defined]  # of this user only
+        user.identity = "alice"  # type: ignore[attr-defined]  # only for this test
     app = create_app(settings, Anyone(user) if way == "backend" else None)
 
     async def setting_user(scope: Scope, receive: Receive, send: Send) -> None:
@@ -301,7 +301,7 @@ def test_only_true_counts_as_authenticated(
 
 
 class Raising(AuthenticationBackend):
-    """Raises an error while handling another, or from none."""
+    """Raises an error, optionally from another one."""
 
     def __init__(self, raised: Exception, cause: Exception | None = None) -> None:
         self.raised, self.cause = raised, cause
@@ -357,7 +357,7 @@ def test_crashing_backend_is_answered_with_500(
 
 
 class Blocking(AuthenticationBackend):
-    def authenticate(self, conn: HTTPConnection) -> None:  # type: ignore[override]  # the mistake in question
+    def authenticate(self, conn: HTTPConnection) -> None:  # type: ignore[override]  # the mistake under test
         return None
 
 

@@ -98,7 +98,7 @@ class TestETag:
         assert len({tag_of(who, f"/{task['id']}") for who in (alice, bob) for task in who.tasks()}) == 3
 
 
-# What a header says, {} being the current tag and [] what is in its quotes, and whether it names that version.
+# The lines of a header, with {} for the current tag and [] for the text in its quotes, and whether they match it.
 TAGS: list[tuple[list[str], bool]] = [
     (["{}"], True),
     (["W/{}"], True),
@@ -224,7 +224,7 @@ def test_conditions_of_writes(alice: Person, name: str, values: list[str], *, na
         ('"other"', '"other"', False),
     ],
 )
-def test_both_conditions_hold_for_a_write(
+def test_write_must_meet_both_conditions(
     alice: Person, method: str, end: str, body: Any, expected: str, unwanted: str, *, goes_on: bool
 ) -> None:
     path = f"/{alice.create()['id']}"

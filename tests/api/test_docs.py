@@ -51,7 +51,7 @@ def test_openapi_document_names_root_path(settings: Settings) -> None:
 FILES = ["/docs", "/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js"]
 
 
-def test_root_leads_to_the_page(client: CheckedClient) -> None:
+def test_root_redirects_to_docs(client: CheckedClient) -> None:
     answer = client.get("/", follow_redirects=False)
 
     assert (answer.status_code, answer.headers["location"]) == (307, "docs")

@@ -1,4 +1,4 @@
-"""HEAD: the answer of GET without its body, on every path that takes GET."""
+"""HEAD: the response to GET without its body, on every path that allows GET."""
 
 import httpx2
 import pytest
@@ -8,7 +8,7 @@ from tests.support.openapi import NO_SCHEMA
 
 
 @pytest.mark.parametrize("path", NO_SCHEMA)
-def test_head_of_open_paths(client: CheckedClient, path: str) -> None:
+def test_head_equals_get_on_open_paths(client: CheckedClient, path: str) -> None:
     get = client.get(path, follow_redirects=False)
     head = client.head(path, follow_redirects=False)
 
@@ -30,7 +30,7 @@ def test_head_of_open_paths(client: CheckedClient, path: str) -> None:
         ("/{id}", {"Authorization": "Bearer x/y"}, 401),
     ],
 )
-def test_head_of_operations(alice: Person, path: str, headers: dict[str, str], status: int) -> None:
+def test_head_equals_get_of_operations(alice: Person, path: str, headers: dict[str, str], status: int) -> None:
     alice.create()
     path = path.replace("{id}", str(alice.create()["id"]))
 
@@ -40,7 +40,7 @@ def test_head_of_operations(alice: Person, path: str, headers: dict[str, str], s
     assert headers_of(head) == headers_of(get)
 
 
-def test_head_follows_where_get_is_not_taken(client: CheckedClient) -> None:
+def test_head_is_405_without_get(client: CheckedClient) -> None:
     assert client.head("/api/alice/tasks/1/complete").headers["allow"] == "PATCH"
     assert client.head("/nothing").status_code == 404
 
