@@ -36,7 +36,8 @@ def read_page(query: QueryParams, owner: str, status: Status | None) -> Page | N
         if len(limits) > 1 or not _LIMIT.fullmatch(limits[0]) or int(limits[0]) > MAX_LIMIT:
             raise BadRequest(INVALID_LIMIT)
         limit = int(limits[0])
-        if not query.keys().isdisjoint(("offset", "page", "skip")):  # a client that pages by them would get the first page each time
+        # With these ignored, a client that pages by them would get the first page each time.
+        if not query.keys().isdisjoint(("offset", "page", "skip")):
             raise BadRequest("Invalid paging. Follow the Link header to the next page")
     if not cursors:
         return Page(limit, MAX_ID)
