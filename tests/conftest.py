@@ -15,14 +15,14 @@ _running = ExitStack()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Forget the settings of whoever runs the tests, and start one server for the whole run, before any worker."""
+    """Remove the service's settings from the environment, and start one server for the whole run, before any worker."""
     Settings.model_config["env_file"] = None
     settings = {name.upper() for name in Settings.model_fields} | {"FORWARDED_ALLOW_IPS", "WEB_CONCURRENCY"}
     for name in list(os.environ):
         if name in settings or (name.startswith(("BETTER_AUTH_", "OTEL_", "PG", "UVICORN_")) and name != "PGBOUNCER"):
             del os.environ[name]
     os.environ["NO_PROXY"] = "*"
-    # The tests start many processes: compiled files are kept, whatever the environment says.
+    # Python may write compiled files, even if the environment forbids it: the tests start many processes.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
     if not hasattr(config, "workerinput"):
@@ -36,7 +36,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Start processes in an empty directory, where no `.env` is."""
+    """Change to an empty directory, so that no `.env` is read."""
     os.chdir(tmp_path_factory.mktemp("elsewhere"))
 
 

@@ -23,7 +23,7 @@ from todo_api.migrations import migrate
 
 pytestmark = pytest.mark.slow
 
-# What version 0001 runs, to the letter.
+# The exact statements of the service at schema version 0001.
 _TIME = """to_char(timezone('UTC', tasks.{0}), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS {0}"""
 _ANSWER = "tasks.id, tasks.user_id, tasks.title, tasks.description, tasks.status, " + ", ".join(
     _TIME.format(name) for name in ("created_at", "updated_at")

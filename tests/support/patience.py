@@ -1,14 +1,14 @@
-"""How long tests wait for what has to happen: longer where the machine is busy."""
+"""Timeouts of tests, which are longer on a busy machine."""
 
 import os
 import time
 
 
 def patience(seconds: float = 20) -> float:
-    """Stretch a time by the load of the machine."""
+    """Multiply a timeout by the load per processor, if that is more than one."""
     return seconds * max(1, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def deadline() -> float:
-    """Tell when, on the monotonic clock, waiting has been long enough."""
+    """Return the time, on the monotonic clock, at which to give up waiting."""
     return time.monotonic() + patience()

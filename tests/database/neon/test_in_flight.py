@@ -29,7 +29,7 @@ def writing(person: Person, over: Event, name: int, acknowledged: list[str]) -> 
 
 
 def wait_for_more(acknowledged: list[str], number: int) -> None:
-    """Wait until so many more have been acknowledged."""
+    """Wait until this number of further titles is acknowledged."""
     enough, end = len(acknowledged) + number, deadline()
     while len(acknowledged) < enough:
         assert time.monotonic() < end
