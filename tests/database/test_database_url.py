@@ -1,5 +1,6 @@
 import os
 import ssl
+from contextlib import suppress
 from pathlib import Path
 
 import asyncpg.connect_utils
@@ -118,6 +119,26 @@ def test_replaced_authority_is_loaded_again(files: Path) -> None:
     assert after
     assert again is before
     assert after.get_ca_certs() != before.get_ca_certs()
+
+
+def test_a_context_names_the_protocol_for_direct_negotiation(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    listening = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    listening.set_alpn_protocols(["postgresql"])
+    authority.issue_cert("localhost").configure_cert(listening)
+    query = f"sslmode=require&sslnegotiation=direct&channel_binding=require&sslrootcert={tmp_path}/ca.pem"
+    context = connect_arguments(f"postgresql://u:p@localhost/d?{query}")["ssl"]
+    assert context
+
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context.wrap_bio(back, there, server_hostname="localhost")
+    server = listening.wrap_bio(there, back, server_side=True)
+    for side in (client, server, client, server):
+        with suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+
+    assert server.selected_alpn_protocol() == "postgresql"
 
 
 @pytest.fixture

@@ -50,6 +50,11 @@ def test_environment_takes_precedence_over_dotenv(tmp_path: Path, monkeypatch: p
         ("DATABASE_URL", "mysql://u:s3cret-pa55word@h/d", "DATABASE_URL is not a PostgreSQL URL: it should be a"),
         ("DATABASE_URL", "s3cret-pa55word", "DATABASE_URL is not a PostgreSQL URL: it should be a"),
         ("DATABASE_URL", "postgresql://[s3cret-pa55word", "DATABASE_URL cannot be read: it should be a"),
+        (
+            "DATABASE_URL",
+            "postgresql://u:s3cret-pa55word@h/d?sslmode=verify-full&sslrootcert=/missing.pem",
+            "DATABASE_URL needs the file /missing.pem, which cannot be used (No such file or directory): it",
+        ),
         ("DATABASE_URL_UNPOOLED", "x:s3cret-pa55word", "DATABASE_URL_UNPOOLED is not a PostgreSQL URL: it should be"),
         ("AUTH_BACKEND", "no import string", "AUTH_BACKEND cannot be read: it should be an import string like"),
         ("AUTH_BACKEND", "module.name", "AUTH_BACKEND cannot be read: it should be an import string like"),
