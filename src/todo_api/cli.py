@@ -8,7 +8,10 @@ from todo_api.errors import MigrationError, SettingsError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command and return its exit code; if it fails, print one line and return 1."""
+    """Run the command and return its exit code; if it fails, print one line and return 1.
+
+    An interrupted migration returns 130.
+    """
     parser = argparse.ArgumentParser(prog="todo-api", description="Personal task lists over HTTP.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('todo-api')}")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -23,8 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (SettingsError, MigrationError) as error:
         print(error, file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        pass  # Ctrl-C stops the development server
+    except KeyboardInterrupt:  # Ctrl-C is how the development server is stopped, but leaves a migration undone
+        return 130 if command == "migrate" else 0
     return 0
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 from asyncio.subprocess import PIPE, Process
 from collections import Counter
 from pathlib import Path
@@ -16,7 +17,7 @@ from tests.database.test_migrations import config_for
 from tests.support.api import new_account
 from tests.support.crowd import crowd
 from tests.support.postgres import locked, settings_for, sql, waiting_backend
-from tests.support.serving import BIN
+from tests.support.serving import BIN, process
 from todo_api.errors import MigrationError
 from todo_api.main import create_app
 from todo_api.migrations import migrate
@@ -240,6 +241,14 @@ def test_roles_with_insert_can_still_create(filled: str, worker: str) -> None:
     finally:
         sql(filled, f"DROP OWNED BY {role}")
         sql(filled, f"DROP ROLE {role}")
+
+
+def test_interrupted_migration_is_no_success(filled: str, tmp_path: Path) -> None:
+    environment = {"DATABASE_URL": filled}
+    with locked(filled, LOCK), process("todo-api", "migrate", environment=environment, cwd=tmp_path) as migration:
+        while not sql(filled, WAITS_FOR_LOCK):
+            assert not migration.has_ended()
+        assert migration.stop(signal.SIGINT) == 130
 
 
 def test_migration_logs_whose_snapshot_blocks_it(
