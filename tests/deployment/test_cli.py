@@ -92,7 +92,7 @@ def test_main_has_no_other_lazy_attribute() -> None:
         _ = main.application
 
 
-def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_option_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["--version"])
 
@@ -100,7 +100,7 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"todo-api {version('todo-api')}\n"
 
 
-def test_migrate_says_what_it_did(
+def test_migrate_prints_the_applied_revisions(
     empty_database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", empty_database)

@@ -23,7 +23,7 @@ class Deployment:
     """A database set up by the guide, and its URL for each role."""
 
     def __init__(self, server: str, worker: str) -> None:
-        # Roles are per server, and the workers share one: each worker's have a suffix.
+        # Roles belong to the server, which all workers share, so each worker adds a suffix of its own.
         self._suffix = f"_{worker}"
         self._server = server
         self._database = f"deployed_{worker}"

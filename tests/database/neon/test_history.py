@@ -47,7 +47,7 @@ CREATED = call("create", 0, 1, 201, "incomplete")
         ([CREATED, call("complete", 2, 3, 200, "complete"), call("get", 4, 5, 200, "complete")], True),
         ([CREATED, call("complete", 2, 3, 200, "complete"), call("get", 4, 5, 200, "incomplete")], False),
         ([CREATED, call("complete", 2, 6, 200, "complete"), call("get", 4, 5, 200, "incomplete")], True),
-        # A complete without a response: its effect is visible, is reopened, and is visible again.
+        # A complete without a response is seen applied, then reopened, then seen applied again.
         (
             [
                 CREATED,
