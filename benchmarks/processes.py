@@ -66,7 +66,7 @@ class Service:
 
 
 @contextmanager
-def service(name: str, database_url: str, workers: int = 1) -> Iterator[Service]:
+def service(name: str, database_url: str, workers: int = 1, python: str = sys.executable) -> Iterator[Service]:
     """Serve one of the `APPLICATIONS` as the README says for production, once it has started and listens."""
     port = free_port()
     environment = {
@@ -75,7 +75,7 @@ def service(name: str, database_url: str, workers: int = 1) -> Iterator[Service]
         "DATABASE_URL_UNPOOLED": database_url,
         "AUTH_BACKEND": "benchmarks.identity:BearerIsIdentity",
     }
-    command = [sys.executable, "-m", "uvicorn", APPLICATIONS[name], "--port", str(port), "--no-access-log"]
+    command = [python, "-m", "uvicorn", APPLICATIONS[name], "--port", str(port), "--no-access-log"]
     with tempfile.TemporaryFile() as log:
         popen = subprocess.Popen([*command, "--workers", str(workers)], env=environment, stdout=log, stderr=log)
         try:

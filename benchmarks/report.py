@@ -10,6 +10,7 @@ from typing import Any
 DOCS = Path(__file__).parents[1] / "docs"
 PLOTS = DOCS / "performance"
 RESULTS = Path(__file__).parent / "results"
+WAYS = {"far": "The database 20 ms away", "near": "The database near"}
 SINGLE = ("get", "create", "update", "complete", "delete")
 
 
@@ -211,4 +212,68 @@ def _draw(result: dict[str, Any]) -> None:
     )  # fmt: skip
 
 
-TABLES = {"bench": bench, "growth": growth}
+def load(result: dict[str, Any]) -> str:
+    """Write what `make bench-load` found, and draw it."""
+    _draw_load(result["found"])
+    text = f"{_where(result)}\n"
+    for way, services in result["found"].items():
+        rush = table(
+            ("", "offered, of the capacity", "requests/s", "answered in 2 s, of the capacity", "p50 ms", "p95 ms",
+             "refused", "p50 of that, ms", "no answer in 2 s", "itself again after s", "memory above idle, MB"),
+            (
+                (
+                    name,
+                    times,
+                    f"{each['offered']:.0f}",
+                    f"{each['goodput']:.2f}",
+                    f"{each['p50']:.0f}",
+                    f"{each['p95']:.0f}",
+                    f"{each['refused']:.0%}",
+                    f"{each['refused_p50']:.0f}" if each["refused"] else "",
+                    f"{each['lost']:.0%}",
+                    f"{each['recovery']:.1f}",
+                    f"{each['memory']:.0f}",
+                )
+                for name, figures in services.items()
+                for times, each in figures["offered"].items()
+            ),
+        )  # fmt: skip
+        beside = table(
+            ("", "quiet p50 ms", "p95 ms", "beside the flood p50 ms", "p95 ms", "p95 / quiet", "failed",
+             "the flood: answered/s", "refused/s"),
+            (
+                (
+                    name,
+                    *(f"{each[figure]:.1f}" for figure in ("quiet_50", "quiet_95", "beside_50", "beside_95", "ratio")),
+                    *(f"{each[figure]:.0f}" for figure in ("failed", "flood_answered", "flood_refused")),
+                )
+                for name, each in ((name, figures["neighbour"]) for name, figures in services.items())
+            ),
+        )  # fmt: skip
+        text += f"\n### {WAYS[way]}\n\n{rush}\nOne user beside another one's flood.\n\n{beside}"
+    return f"{text}\n![Answers and waiting by offered load](performance/load.svg)\n"
+
+
+def _draw_load(found: dict[str, Any]) -> None:
+    import matplotlib.pyplot as plt  # noqa: PLC0415  # takes a second, and not every report is drawn
+
+    plt.rcParams["svg.hashsalt"] = "todo-api"  # the same figures make the same file
+    PLOTS.mkdir(exist_ok=True)
+    figure, rows = plt.subplots(2, len(found), figsize=(4 * len(found), 6), layout="constrained", squeeze=False)
+    for column, (way, services) in enumerate(found.items()):
+        for row, (figure_name, label) in enumerate(
+            (("goodput", "answered in 2 s, of the capacity"), ("p95", "p95 of the answers, ms"))
+        ):
+            axes = rows[row][column]
+            for name, figures in services.items():
+                offered = figures["offered"]
+                axes.plot([*map(float, offered)], [each[figure_name] for each in offered.values()], "o-", label=name)
+            axes.set(xlabel="offered, of the capacity", ylabel=label, title=WAYS[way] if row == 0 else "")
+            axes.set_ylim(bottom=0)
+            axes.grid(alpha=0.3)
+            axes.legend()
+    figure.savefig(PLOTS / "load.svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+TABLES = {"bench": bench, "growth": growth, "load": load}

@@ -1,0 +1,176 @@
+"""`make bench-load`: more than can be done, and one user's flood beside another user."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report
+from benchmarks.__main__ import machine, say
+from benchmarks.arrivals import NO_ANSWER, Stream
+from benchmarks.database import USERS, BenchmarkDatabase, benchmark_database
+from benchmarks.growth import reset_peak
+from benchmarks.processes import Service, service
+from benchmarks.relay import relay
+
+ROUND_TRIP = 0.02
+OFFERED = (0.7, 1, 2, 4)  # times the capacity
+SECONDS = 4.0
+AFTER = 4.0  # watched at half the capacity after each rush
+FLOOD = 200  # clients of one user
+NEIGHBOUR = 50  # requests a second of another
+Found = list[tuple[str, float, int, float]]
+
+
+def arrive(running: Service, *streams: Stream) -> Found:
+    """Have the requests of some streams made by a process of its own."""
+    port = running.url.rpartition(":")[2]
+    command = [sys.executable, str(Path(__file__).with_name("arrivals.py")), port, json.dumps(streams)]
+    found: Found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return found
+
+
+def percentile(times: list[float], percent: int) -> float:
+    """Take a percentile, in milliseconds; 0 of nothing."""
+    return statistics.quantiles(times, n=100, method="inclusive")[percent - 1] * 1000 if len(times) > 1 else 0.0
+
+
+def stream(
+    database: BenchmarkDatabase,
+    name: str,
+    begin: float,
+    end: float,
+    *,
+    rate: float = 0,
+    clients: int = 0,
+    owner: str | None = None,
+) -> Stream:
+    """Plan reads from one moment of a run to another."""
+    return Stream(name, begin, end, rate, clients, database.users, database.tasks, owner)
+
+
+def recovery(found: Found, rush_ends: float) -> float:
+    """Tell how long after the rush a request was last made that was not answered, or not as fast as before it."""
+    before = [took for name, _, _, took in found if name == "before"]
+    bound = max(3 * percentile(before, 95) / 1000, 0.05)
+    bad = [due for name, due, status, took in found if name == "after" and (status != 200 or took > bound)]
+    return max(bad, default=rush_ends) - rush_ends
+
+
+def offer(database: BenchmarkDatabase, running: Service, capacity: float, times: float) -> dict[str, float]:
+    """Offer a service some times what it can do."""
+    reset_peak(running)
+    idle = running.memory("VmHWM")
+    rush_ends = 1 + SECONDS
+    found = arrive(
+        running,
+        stream(database, "before", 0, 1, rate=capacity / 2),
+        stream(database, "rush", 1, rush_ends, rate=capacity * times),
+        stream(database, "after", rush_ends, rush_ends + AFTER, rate=capacity / 2),
+    )
+    rush = [one for one in found if one[0] == "rush"]
+    answered = [took for _, _, status, took in rush if status == 200]
+    refused = [took for _, _, status, took in rush if status not in (200, NO_ANSWER)]
+    return {
+        "offered": len(rush) / SECONDS,
+        "goodput": len(answered) / SECONDS / capacity,
+        "p50": percentile(answered, 50),
+        "p95": percentile(answered, 95),
+        "refused": len(refused) / len(rush),
+        "refused_p50": percentile(refused, 50),
+        "lost": sum(status == NO_ANSWER for _, _, status, _ in rush) / len(rush),
+        "recovery": recovery(found, rush_ends),
+        "memory": running.memory("VmHWM") - idle,
+    }
+
+
+def neighbour(database: BenchmarkDatabase, running: Service) -> dict[str, float]:
+    """Measure one user's requests with and without a flood of another's."""
+    found = arrive(
+        running,
+        stream(database, "quiet", 0, SECONDS, rate=NEIGHBOUR, owner="u2"),
+        stream(database, "flood", SECONDS, 2 * SECONDS, clients=FLOOD, owner="u1"),
+        stream(database, "beside", SECONDS + 0.5, 2 * SECONDS, rate=NEIGHBOUR, owner="u2"),
+    )
+    of = {
+        name: [(status, took) for each, _, status, took in found if each == name]
+        for name in ("quiet", "beside", "flood")
+    }
+    figures = {
+        f"{name}_{percent}": percentile([took for _, took in of[name]], percent)
+        for name in ("quiet", "beside")
+        for percent in (50, 95)
+    }
+    answers = sum(status in (200, 404) for status, _ in of["flood"]) / SECONDS
+    return {
+        **figures,
+        "ratio": figures["beside_95"] / figures["quiet_95"],
+        "failed": sum(status not in (200, 404) for status, _ in of["beside"]),
+        "flood_answered": answers,
+        "flood_refused": len(of["flood"]) / SECONDS - answers,
+    }
+
+
+def measure(database: BenchmarkDatabase, name: str, url: str, python: str) -> dict[str, Any]:
+    """Measure one service with one way to the database; each time a new process, for which nothing waits."""
+
+    @contextmanager
+    def warm() -> Iterator[Service]:
+        with service(name, url, python=python) as running:
+            arrive(running, stream(database, "warm", 0, 1, clients=10))
+            yield running
+
+    with warm() as running:
+        answers = arrive(running, stream(database, "all", 0, 3, clients=32))
+    capacity = sum(status == 200 for _, _, status, _ in answers) / 3
+    figures: dict[str, Any] = {"capacity": capacity, "offered": {}}
+    for times in OFFERED:
+        with warm() as running:
+            figures["offered"][str(times)] = found = offer(database, running, capacity, times)
+        say(f"{times} times {capacity:.0f}/s: " + ", ".join(f"{key} {value:.2f}" for key, value in found.items()))
+    with warm() as running:
+        figures["neighbour"] = found = neighbour(database, running)
+    say("neighbour: " + ", ".join(f"{key} {value:.1f}" for key, value in found.items()))
+    return figures
+
+
+@contextmanager
+def ways(database: BenchmarkDatabase) -> Iterator[dict[str, str]]:
+    """Lead to the database from afar and from near."""
+    with relay(database.socket, ROUND_TRIP) as port:
+        yield {"far": database.url_through(port), "near": database.url}
+
+
+def main() -> None:
+    """Run the benchmark and write its result into the documentation.
+
+    Arguments like `far/ours` measure only that, and keep what was found of the rest. With `BESIDE=1.0=/path/to/python`
+    in the environment, another installation of the service is measured too, under that name.
+    """
+    services = {"ours": ("ours", sys.executable), "ceiling": ("ceiling", sys.executable)}
+    if beside := os.environ.get("BESIDE"):
+        label, _, python = beside.partition("=")
+        services[label] = ("ours", python)
+    wanted = sys.argv[1:] or [f"{way}/{label}" for way in report.WAYS for label in services]
+    found: dict[str, Any] = {way: {} for way in report.WAYS}
+    if sys.argv[1:] and (kept := report.RESULTS / "load.json").exists():
+        found |= json.loads(kept.read_text())["found"]
+    with benchmark_database(USERS * 100) as database, relay(database.socket, ROUND_TRIP) as port:
+        urls = {"far": database.url_through(port), "near": database.url}
+        for each in wanted:
+            say(each)
+            way, _, label = each.partition("/")
+            name, python = services[label]
+            found[way][label] = measure(database, name, urls[way], python)
+    result = {"machine": machine() | {"generator": "benchmarks/arrivals.py"}, "found": found}
+    report.save("load", result)
+    print(report.load(result))
+
+
+if __name__ == "__main__":
+    main()
