@@ -119,7 +119,7 @@ def _verifying_context(parameters: dict[str, str], *, binding: bool) -> ssl.SSLC
 @lru_cache(maxsize=2)  # one entry for each version of a file: loading the system's authorities takes 0.1 s
 def _trusting(authorities: str, _: object) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=None if authorities == "system" else authorities)
-    context.set_alpn_protocols(["postgresql"])  # which PostgreSQL demands with sslnegotiation=direct
+    context.set_alpn_protocols(["postgresql"])  # required by PostgreSQL for sslnegotiation=direct
     return context
 
 

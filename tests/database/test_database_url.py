@@ -121,7 +121,7 @@ def test_replaced_authority_is_loaded_again(files: Path) -> None:
     assert after.get_ca_certs() != before.get_ca_certs()
 
 
-def test_a_context_names_the_protocol_for_direct_negotiation(tmp_path: Path) -> None:
+def test_tls_context_offers_postgresql_protocol(tmp_path: Path) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     listening = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -243,7 +243,7 @@ def test_roles_with_insert_can_still_create(filled: str, worker: str) -> None:
         sql(filled, f"DROP ROLE {role}")
 
 
-def test_interrupted_migration_is_no_success(filled: str, tmp_path: Path) -> None:
+def test_interrupted_migrate_command_exits_nonzero(filled: str, tmp_path: Path) -> None:
     environment = {"DATABASE_URL": filled}
     with locked(filled, LOCK), process("todo-api", "migrate", environment=environment, cwd=tmp_path) as migration:
         while not sql(filled, WAITS_FOR_LOCK):
