@@ -24,7 +24,7 @@ TASKS = USERS * 100
 CLIENTS = 16
 ROUNDS = 5
 SECONDS = 2
-DOOMED = 40_000  # tasks to delete; more than any service deletes in a round
+TO_DELETE = 40_000  # tasks to delete; more than any service deletes in a round
 # Exits without interpreter shutdown, which the measured start of the service does not include either.
 IMPORTS = "import fastapi, sqlmodel, sqlalchemy.ext.asyncio, asyncpg, os; os._exit(0)"
 
@@ -49,7 +49,9 @@ def machine() -> dict[str, Any]:
 
 def measure(database: BenchmarkDatabase, running: Service, operation: str) -> dict[str, float]:
     """Measure one operation of one service under load: rate, processor time and latencies."""
-    work = Work(operation, USERS, database.tasks, database.doom(DOOMED) if operation == "delete" else 0)
+    work = Work(
+        operation, USERS, database.tasks, database.add_tasks_to_delete(TO_DELETE) if operation == "delete" else 0
+    )
     api, postgres = running.cpu_seconds(), database.cpu_seconds()
     load = apply_load(running.url, work, clients=CLIENTS, seconds=SECONDS)
     return {
@@ -101,17 +103,17 @@ def round_trips(database: BenchmarkDatabase) -> dict[str, dict[str, float]]:
             ):
                 trips[name] = {}
                 for operation in OPERATIONS:
-                    doomed = database.doom(60)
+                    to_delete = database.add_tasks_to_delete(60)
                     counts = []
                     for number in range(60):
                         before = front.trips
-                        ask(client, operation, doomed + number)
+                        ask(client, operation, to_delete + number)
                         counts.append(front.trips - before)
                     trips[name][operation] = statistics.mean(counts[-20:])
     return trips
 
 
-def ask(client: httpx2.Client, operation: str, doomed: int) -> None:
+def ask(client: httpx2.Client, operation: str, to_delete: int) -> None:
     """Send one request like those of the load generator."""
     body = {"create": {"title": "Buy milk"}, "update": {"title": "Buy oat milk"}}.get(operation)
     method, user, path = {
@@ -120,7 +122,7 @@ def ask(client: httpx2.Client, operation: str, doomed: int) -> None:
         "get": ("GET", "u1", "/1"),
         "update": ("PUT", "u1", "/1"),
         "complete": ("PATCH", "u1", "/1/complete"),
-        "delete": ("DELETE", "d", f"/{doomed}"),
+        "delete": ("DELETE", "d", f"/{to_delete}"),
     }[operation]
     headers = {"Authorization": f"Bearer {user}"}
     client.request(method, f"/api/{user}/tasks{path}", json=body, headers=headers).raise_for_status()

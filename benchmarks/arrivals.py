@@ -1,6 +1,6 @@
-"""Requests that come whatever becomes of the earlier ones, from clients that wait two seconds: a process of its own.
+"""An open-loop load generator: it sends requests at fixed times, even if earlier ones are still unanswered.
 
-python arrivals.py PORT PLAN, where the plan is a JSON list of streams, each for a span of the run.
+python arrivals.py PORT PLAN, where the plan is a JSON list of streams, each for a part of the run.
 """
 
 import asyncio
@@ -15,15 +15,15 @@ from typing import NamedTuple, cast
 
 import uvloop
 
-PATIENCE = 2.0  # of a client, which then closes its connection
+CLIENT_TIMEOUT = 2.0  # timeout of a client, which then closes its connection
 MOST_CONNECTIONS = 9000
 NO_ANSWER = 0
 
 
 class Stream(NamedTuple):
-    """Reads of single tasks from `begin` to `end`: `rate` a second, or `clients` that each ask again when answered.
+    """Reads of random tasks from `begin` to `end`: `rate` per second, or from `clients` that repeat when answered.
 
-    Of `users` users with `tasks` tasks in turn, or of one `owner`.
+    They read any of the `tasks`, which belong to `users` users in turn, as the owner of the task or as `owner`.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Stream(NamedTuple):
     owner: str | None
 
     def request(self) -> bytes:
-        """Make a request for a random task."""
+        """Build a request for a random task."""
         number = random.randint(1, self.tasks)
         owner = self.owner or f"u{(number - 1) % self.users + 1}"
         return (
@@ -55,7 +55,7 @@ class Client(asyncio.Protocol):
         self._answer = b""
 
     def ask(self, request: bytes, answered: Callable[[int], None]) -> None:
-        """Send a request, as soon as the connection is there."""
+        """Send a request as soon as the connection is open."""
         self.answered = answered
         self._answer = b""
         if self._transport:
@@ -63,7 +63,7 @@ class Client(asyncio.Protocol):
         else:
             self._request = request
 
-    def leave(self) -> None:
+    def abort(self) -> None:
         """Close the connection."""
         self.answered = None
         self._request = None
@@ -71,7 +71,7 @@ class Client(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's own is no subclass
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's class is not a subclass
         if self._request:
             self._transport.write(self._request)
         elif not self.answered:
@@ -99,7 +99,7 @@ class Client(asyncio.Protocol):
 
 
 class Arrivals:
-    """The requests of all streams, and what became of each."""
+    """Sends the requests of all streams, and records the result of each."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -108,11 +108,11 @@ class Arrivals:
         self._connecting: set[asyncio.Task[None]] = set()
         self.idle: list[Client] = []
         self.connections = 0
-        # Of each request: its stream, when it was due, its status, and how long that took.
+        # For each request: its stream, when it was due, its status, and its duration.
         self.found: list[tuple[str, float, int, float]] = []
 
     def ask(self, stream: Stream, due: float, then: Callable[[], None]) -> None:
-        """Make a request, on a new connection unless one is idle."""
+        """Send a request, on an idle or a new connection."""
         if self.idle:
             client = self.idle.pop()
         elif self.connections < MOST_CONNECTIONS:
@@ -122,19 +122,19 @@ class Arrivals:
             self._connecting.add(connecting)
             connecting.add_done_callback(self._connecting.discard)
         else:
-            self.found.append((stream.name, due, NO_ANSWER, PATIENCE))
+            self.found.append((stream.name, due, NO_ANSWER, CLIENT_TIMEOUT))
             return
 
         def answered(status: int) -> None:
-            patience.cancel()
+            timeout.cancel()
             self.found.append((stream.name, due, status, perf_counter() - self._started - due))
             then()
 
-        def lose_patience() -> None:
-            client.leave()
+        def time_out() -> None:
+            client.abort()
             answered(NO_ANSWER)
 
-        patience = self._loop.call_later(PATIENCE, lose_patience)
+        timeout = self._loop.call_later(CLIENT_TIMEOUT, time_out)
         client.ask(stream.request(), answered)
 
     async def _connect(self, client: Client) -> None:
@@ -144,7 +144,7 @@ class Arrivals:
             client.connection_lost(None)
 
     async def run(self, stream: Stream) -> None:
-        """Make the requests of one stream."""
+        """Send the requests of one stream."""
         await asyncio.sleep(stream.begin)
         if stream.clients:
             for _ in range(stream.clients):
@@ -165,10 +165,10 @@ class Arrivals:
 
 
 async def main(port: int, streams: list[Stream]) -> None:
-    """Run all streams and print what became of their requests."""
+    """Run all streams and print the results of their requests."""
     arrivals = Arrivals(port)
     await asyncio.gather(*map(arrivals.run, streams))
-    await asyncio.sleep(PATIENCE + 0.1)
+    await asyncio.sleep(CLIENT_TIMEOUT + 0.1)
     print(json.dumps(arrivals.found))
 
 

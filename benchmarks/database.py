@@ -62,7 +62,7 @@ class BenchmarkDatabase:
         self._add_users(f"'{user}'")
         self._add_tasks(f"'{user}'", tasks)
 
-    def doom(self, tasks: int) -> int:
+    def add_tasks_to_delete(self, tasks: int) -> int:
         """Replace the tasks of user d, which the load deletes, by this many new ones, and return the first id."""
         sql(self.url, "DELETE FROM tasks WHERE user_id = 'd'")
         statement = (

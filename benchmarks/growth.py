@@ -29,8 +29,8 @@ SECONDS = 3
 
 def load_of(database: BenchmarkDatabase, operation: str) -> Work:
     """Describe the requests of one operation."""
-    doomed = database.doom(40_000) if operation == "delete" else 0
-    return Work(operation, database.users, database.tasks, doomed)
+    to_delete = database.add_tasks_to_delete(40_000) if operation == "delete" else 0
+    return Work(operation, database.users, database.tasks, to_delete)
 
 
 def distant(database: BenchmarkDatabase) -> dict[str, Any]:

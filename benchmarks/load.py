@@ -13,12 +13,12 @@ OPERATIONS = ("list", "get", "create", "update", "complete", "delete")
 
 
 class Work(NamedTuple):
-    """The requests to send: `tasks` belong to u1, u2 … in turn; `doomed` is the first id to delete."""
+    """The requests to send: `tasks` belong to u1, u2 … in turn; `to_delete` is the first id to delete."""
 
     operation: str
     users: int
     tasks: int
-    doomed: int = 0
+    to_delete: int = 0
 
 
 class Load(NamedTuple):

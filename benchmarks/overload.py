@@ -1,4 +1,4 @@
-"""`make bench-load`: more than can be done, and one user's flood beside another user."""
+"""`make bench-load`: load beyond the capacity, and one user's requests during another one's flood."""
 
 import json
 import os
@@ -21,14 +21,14 @@ from benchmarks.relay import relay
 ROUND_TRIP = 0.02
 OFFERED = (0.7, 1, 2, 4)  # times the capacity
 SECONDS = 4.0
-AFTER = 4.0  # watched at half the capacity after each rush
+AFTER = 4.0  # of load at half the capacity after each overload, to measure the recovery
 FLOOD = 200  # clients of one user
-NEIGHBOUR = 50  # requests a second of another
+NEIGHBOUR = 50  # requests per second of another user
 Found = list[tuple[str, float, int, float]]
 
 
 def arrive(running: Service, *streams: Stream) -> Found:
-    """Have the requests of some streams made by a process of its own."""
+    """Send the requests of some streams from a separate process, and return their results."""
     port = running.url.rpartition(":")[2]
     command = [sys.executable, str(Path(__file__).with_name("arrivals.py")), port, json.dumps(streams)]
     found: Found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
@@ -36,7 +36,7 @@ def arrive(running: Service, *streams: Stream) -> Found:
 
 
 def percentile(times: list[float], percent: int) -> float:
-    """Take a percentile, in milliseconds; 0 of nothing."""
+    """Return a percentile in milliseconds; 0 without times."""
     return statistics.quantiles(times, n=100, method="inclusive")[percent - 1] * 1000 if len(times) > 1 else 0.0
 
 
@@ -50,47 +50,47 @@ def stream(
     clients: int = 0,
     owner: str | None = None,
 ) -> Stream:
-    """Plan reads from one moment of a run to another."""
+    """Describe reads during a part of the run."""
     return Stream(name, begin, end, rate, clients, database.users, database.tasks, owner)
 
 
-def recovery(found: Found, rush_ends: float) -> float:
-    """Tell how long after the rush a request was last made that was not answered, or not as fast as before it."""
+def recovery(found: Found, overload_ends: float) -> float:
+    """Return when, after the overload, the last request was sent that failed or was slower than before it."""
     before = [took for name, _, _, took in found if name == "before"]
     bound = max(3 * percentile(before, 95) / 1000, 0.05)
     bad = [due for name, due, status, took in found if name == "after" and (status != 200 or took > bound)]
-    return max(bad, default=rush_ends) - rush_ends
+    return max(bad, default=overload_ends) - overload_ends
 
 
 def offer(database: BenchmarkDatabase, running: Service, capacity: float, times: float) -> dict[str, float]:
-    """Offer a service some times what it can do."""
+    """Offer a service a multiple of its capacity."""
     reset_peak(running)
     idle = running.memory("VmHWM")
-    rush_ends = 1 + SECONDS
+    overload_ends = 1 + SECONDS
     found = arrive(
         running,
         stream(database, "before", 0, 1, rate=capacity / 2),
-        stream(database, "rush", 1, rush_ends, rate=capacity * times),
-        stream(database, "after", rush_ends, rush_ends + AFTER, rate=capacity / 2),
+        stream(database, "overload", 1, overload_ends, rate=capacity * times),
+        stream(database, "after", overload_ends, overload_ends + AFTER, rate=capacity / 2),
     )
-    rush = [one for one in found if one[0] == "rush"]
-    answered = [took for _, _, status, took in rush if status == 200]
-    refused = [took for _, _, status, took in rush if status not in (200, NO_ANSWER)]
+    overload = [one for one in found if one[0] == "overload"]
+    answered = [took for _, _, status, took in overload if status == 200]
+    refused = [took for _, _, status, took in overload if status not in (200, NO_ANSWER)]
     return {
-        "offered": len(rush) / SECONDS,
+        "offered": len(overload) / SECONDS,
         "goodput": len(answered) / SECONDS / capacity,
         "p50": percentile(answered, 50),
         "p95": percentile(answered, 95),
-        "refused": len(refused) / len(rush),
+        "refused": len(refused) / len(overload),
         "refused_p50": percentile(refused, 50),
-        "lost": sum(status == NO_ANSWER for _, _, status, _ in rush) / len(rush),
-        "recovery": recovery(found, rush_ends),
+        "lost": sum(status == NO_ANSWER for _, _, status, _ in overload) / len(overload),
+        "recovery": recovery(found, overload_ends),
         "memory": running.memory("VmHWM") - idle,
     }
 
 
 def neighbour(database: BenchmarkDatabase, running: Service) -> dict[str, float]:
-    """Measure one user's requests with and without a flood of another's."""
+    """Measure one user's requests with and without a flood of requests from another."""
     found = arrive(
         running,
         stream(database, "quiet", 0, SECONDS, rate=NEIGHBOUR, owner="u2"),
@@ -117,7 +117,7 @@ def neighbour(database: BenchmarkDatabase, running: Service) -> dict[str, float]
 
 
 def measure(database: BenchmarkDatabase, name: str, url: str, python: str) -> dict[str, Any]:
-    """Measure one service with one way to the database; each time a new process, for which nothing waits."""
+    """Measure one service with one distance to the database, in a new process for each measurement."""
 
     @contextmanager
     def warm() -> Iterator[Service]:
@@ -141,7 +141,7 @@ def measure(database: BenchmarkDatabase, name: str, url: str, python: str) -> di
 
 @contextmanager
 def ways(database: BenchmarkDatabase) -> Iterator[dict[str, str]]:
-    """Lead to the database from afar and from near."""
+    """Yield the URLs of the database with and without a delay."""
     with relay(database.socket, ROUND_TRIP) as port:
         yield {"far": database.url_through(port), "near": database.url}
 
@@ -149,8 +149,8 @@ def ways(database: BenchmarkDatabase) -> Iterator[dict[str, str]]:
 def main() -> None:
     """Run the benchmark and write its result into the documentation.
 
-    Arguments like `far/ours` measure only that, and keep what was found of the rest. With `BESIDE=1.0=/path/to/python`
-    in the environment, another installation of the service is measured too, under that name.
+    Arguments like `far/ours` measure only that, and keep the other results of the last run. With the variable
+    `BESIDE=1.0=/path/to/python`, another installation of the service is measured too, under the name 1.0.
     """
     services = {"ours": ("ours", sys.executable), "ceiling": ("ceiling", sys.executable)}
     if beside := os.environ.get("BESIDE"):

@@ -213,7 +213,7 @@ def _draw(result: dict[str, Any]) -> None:
 
 
 def load(result: dict[str, Any]) -> str:
-    """Write what `make bench-load` found, and draw it."""
+    """Format the results of `make bench-load`, and plot them."""
     _draw_load(result["found"])
     text = f"{_where(result)}\n"
     for way, services in result["found"].items():
@@ -255,7 +255,7 @@ def load(result: dict[str, Any]) -> str:
 
 
 def _draw_load(found: dict[str, Any]) -> None:
-    import matplotlib.pyplot as plt  # noqa: PLC0415  # takes a second, and not every report is drawn
+    import matplotlib.pyplot as plt  # noqa: PLC0415  # takes a second to import, and not every report has plots
 
     plt.rcParams["svg.hashsalt"] = "todo-api"  # the same figures make the same file
     PLOTS.mkdir(exist_ok=True)

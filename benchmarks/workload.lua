@@ -1,7 +1,7 @@
 -- The requests of one operation, for wrk:
 --   wrk … -s workload.lua URL -- <operation> <users> <tasks> <first id to delete>
 -- Task 1 belongs to user u1, task 2 to u2, and so on, starting again at u1 after the last user.
-local operation, users, tasks, doomed
+local operation, users, tasks, to_delete
 
 local method = { list = "GET", get = "GET", create = "POST", update = "PUT", complete = "PATCH", delete = "DELETE" }
 local body = {
@@ -10,7 +10,7 @@ local body = {
 }
 
 function init(arguments)
-  operation, users, tasks, doomed = arguments[1], tonumber(arguments[2]), tonumber(arguments[3]), tonumber(arguments[4])
+  operation, users, tasks, to_delete = arguments[1], tonumber(arguments[2]), tonumber(arguments[3]), tonumber(arguments[4])
   math.randomseed(os.time())
 end
 
@@ -24,8 +24,8 @@ function request()
   if operation == "list" then return request_to("u" .. math.random(users), "") end
   if operation == "create" then return request_to("c" .. math.random(users), "") end
   if operation == "delete" then
-    doomed = doomed + 1
-    return request_to("d", string.format("/%d", doomed - 1))
+    to_delete = to_delete + 1
+    return request_to("d", string.format("/%d", to_delete - 1))
   end
   local task = math.random(tasks)
   local rest = string.format("/%d", task) .. (operation == "complete" and "/complete" or "")

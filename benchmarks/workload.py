@@ -18,13 +18,13 @@ import gevent  # noqa: E402  # imported after patching
 from locust import FastHttpUser  # noqa: E402  # imported after patching
 from locust.env import Environment  # noqa: E402  # imported after patching
 
-URL, CLIENTS, SECONDS, OPERATION, USERS, TASKS, DOOMED = sys.argv[1:]
+URL, CLIENTS, SECONDS, OPERATION, USERS, TASKS, TO_DELETE = sys.argv[1:]
 METHODS = {"list": "GET", "get": "GET", "create": "POST", "update": "PUT", "complete": "PATCH", "delete": "DELETE"}
 BODIES = {
     "create": {"title": "Buy milk", "description": "Two litres, and the good bread from the market"},
     "update": {"title": "Buy oat milk", "description": "Three litres"},
 }
-doomed = count(int(DOOMED))
+to_delete = count(int(TO_DELETE))
 
 
 def target() -> tuple[str, str]:
@@ -32,7 +32,7 @@ def target() -> tuple[str, str]:
     if OPERATION in ("list", "create"):
         return f"{OPERATION[0].replace('l', 'u')}{random.randint(1, int(USERS))}", ""
     if OPERATION == "delete":
-        return "d", f"/{next(doomed)}"
+        return "d", f"/{next(to_delete)}"
     number = random.randint(1, int(TASKS))
     return f"u{(number - 1) % int(USERS) + 1}", f"/{number}" + ("/complete" if OPERATION == "complete" else "")
 
