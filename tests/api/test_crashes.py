@@ -128,6 +128,20 @@ def test_client_disconnect_is_no_crash(caplog: pytest.LogCaptureFixture) -> None
     assert caplog.records == []
 
 
+def test_failure_after_response_started_is_raised() -> None:
+    class Reset(Request):
+        async def _send(self, message: Message) -> None:
+            if message["type"] == "http.response.body":
+                raise ConnectionResetError
+            await super()._send(message)
+
+    request = Reset(Backend(), "PUT")
+
+    with pytest.raises(ConnectionResetError):
+        asyncio.run(request.serve())
+    assert [message["type"] for message in request.sent] == ["http.response.start"]
+
+
 def test_closed_coroutine_sends_nothing() -> None:
     async def run() -> Request:
         request = Request(Backend())
