@@ -10,6 +10,7 @@ from tests.support.postgres import migrated_database, new_database, settings_for
 from todo_api.main import create_app
 from todo_api.settings import Settings
 
+# May name a server of another version, in the form of the embedded one's URL.
 SERVER = "TODO_TEST_SERVER"
 _running = ExitStack()
 
@@ -18,14 +19,15 @@ def pytest_configure(config: pytest.Config) -> None:
     """Remove the service's settings from the environment, and start one server for the whole run, before any worker."""
     Settings.model_config["env_file"] = None
     settings = {name.upper() for name in Settings.model_fields} | {"FORWARDED_ALLOW_IPS", "WEB_CONCURRENCY"}
-    for name in list(os.environ):
-        if name in settings or (name.startswith(("BETTER_AUTH_", "OTEL_", "PG", "UVICORN_")) and name != "PGBOUNCER"):
+    kept = {"PGBOUNCER", "PGSERVER_POSTGRES_VERSION"}
+    for name in os.environ.keys() - kept:
+        if name in settings or name.startswith(("BETTER_AUTH_", "OTEL_", "PG", "UVICORN_")):
             del os.environ[name]
     os.environ["NO_PROXY"] = "*"
     # Python may write compiled files, even if the environment forbids it: the tests start many processes.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
-    if not hasattr(config, "workerinput"):
+    if SERVER not in os.environ:
         os.environ[SERVER] = _running.enter_context(temporary_server())
 
 
