@@ -10,7 +10,7 @@ NPM := PATH="$$PWD/$(BIN):$$PATH" npm --prefix examples
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run better-auth test test-fast soak bench bench-growth bench-load check check-code check-examples check-lock check-schema format openapi lock audit clean
+.PHONY: help run better-auth test test-fast soak bench bench-growth bench-load bench-engines check check-code check-examples check-lock check-schema format openapi lock audit clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -38,6 +38,9 @@ bench-growth: $(VENV)/bench ## a distant database, a growing table, long lists, 
 
 bench-load: $(VENV)/bench ## more requests than can be answered, and a flood beside another user: five minutes
 	$(BIN)/python -m benchmarks.overload
+
+bench-engines: $(VENV)/bench ## compare what statements cost on PostgreSQL, partitions and the Citus cluster of CITUS_URL
+	$(BIN)/python -m benchmarks.engines
 
 check: $(VENV)/ready examples/node_modules/ready ## check format, lint, types, locked requirements, and that models and migrations agree
 	@$(MAKE) --no-print-directory --jobs 2 --keep-going check-code check-examples check-lock check-schema

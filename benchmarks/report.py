@@ -14,11 +14,11 @@ WAYS = {"far": "The database 20 ms away", "near": "The database near"}
 SINGLE = ("get", "create", "update", "complete", "delete")
 
 
-def save(name: str, result: dict[str, Any]) -> None:
-    """Save a result as JSON, and write its tables between the marks in the documentation."""
+def save(name: str, result: dict[str, Any], page_name: str = "performance.md") -> None:
+    """Save a result as JSON, and write its tables between the marks in a page of the documentation."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    page = DOCS / "performance.md"
+    page = DOCS / page_name
     marks = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
     page.write_text(marks.sub(lambda found: found[1] + TABLES[name](result) + found[2], page.read_text()))
 
@@ -163,6 +163,55 @@ def growth(result: dict[str, Any]) -> str:
     )
 
 
+def engines(result: dict[str, Any]) -> str:
+    """Format the result of `make bench-engines`, and draw its plot."""
+    samples, machine, versions = result["samples"], result["machine"], result["versions"]
+    names = list(next(iter(samples.values())))
+    first, last = names[0], names[-1]
+    _draw_bars(
+        "engines",
+        {name: [_median(rounds[name], "cpu") for rounds in samples.values()] for name in names},
+        list(samples),
+        "processor time of all servers, µs a statement",
+    )
+    costs = table(
+        ("operation", *(f"{name}: µs" for name in names), f"{last} / {first}", *(f"{name}: p50 ms" for name in names)),
+        (
+            (
+                operation,
+                *(f"{_median(rounds[name], 'cpu'):.0f}" for name in names),
+                f"{_ratio(rounds[first], rounds[last], 'cpu'):.1f}",
+                *(f"{_median(rounds[name], 'p50'):.2f}" for name in names),
+            )
+            for operation, rounds in samples.items()
+        ),
+    )
+    citus = versions["citus"].partition(" on ")[0]
+    return (
+        f"{result['rounds']} rounds of {result['statements']} statements on one connection, {result['users']} users "
+        f"with 100 tasks each; PostgreSQL {versions['server']}, {citus} with a coordinator and two workers, all on one "
+        f"machine; {machine['date']}, {machine['processor']}, {machine['system']}.\n\n{costs}\n"
+        f"![Cost by engine](performance/engines.svg)\n"
+    )
+
+
+def _draw_bars(name: str, groups: dict[str, list[float]], labels: list[str], y: str) -> None:
+    import matplotlib.pyplot as plt  # noqa: PLC0415  # takes a second to import, and only the plots need it
+
+    plt.rcParams["svg.hashsalt"] = "todo-api"  # the same figures give the same file
+    PLOTS.mkdir(exist_ok=True)
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    width = 0.8 / len(groups)
+    for number, (label, heights) in enumerate(groups.items()):
+        axes.bar([place + number * width for place in range(len(labels))], heights, width, label=label)
+    axes.set_xticks([place + 0.4 - width / 2 for place in range(len(labels))], labels, rotation=20)
+    axes.set(ylabel=y)
+    axes.legend()
+    axes.grid(axis="y", alpha=0.3)
+    figure.savefig(PLOTS / f"{name}.svg", metadata={"Date": None})
+    plt.close(figure)
+
+
 def _draw(result: dict[str, Any]) -> None:
     import matplotlib.pyplot as plt  # noqa: PLC0415  # takes a second to import, and only this function needs it
 
@@ -276,4 +325,4 @@ def _draw_load(found: dict[str, Any]) -> None:
     plt.close(figure)
 
 
-TABLES = {"bench": bench, "growth": growth, "load": load}
+TABLES = {"bench": bench, "growth": growth, "load": load, "engines": engines}

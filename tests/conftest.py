@@ -6,6 +6,8 @@ from contextlib import ExitStack
 import pytest
 
 from tests.support.api import BearerIsIdentity, CheckedClient, Person, PersonMaker, new_account
+from tests.support.citus import VARIABLE as CITUS_URL
+from tests.support.citus import distributed_database
 from tests.support.postgres import migrated_database, new_database, settings_for, temporary_server
 from todo_api.main import create_app
 from todo_api.settings import Settings
@@ -56,8 +58,12 @@ def worker() -> str:
 
 @pytest.fixture(scope="session")
 def database_url(server: str, worker: str) -> str:
-    """The URL of a migrated database that the tests of this worker share, each with users of its own."""
-    return migrated_database(server, f"todo_{worker}")
+    """The URL of a migrated database that the tests of this worker share, each with users of its own.
+
+    On the cluster that CITUS_URL names, if it is set.
+    """
+    name = f"todo_{worker}"
+    return distributed_database(name) if CITUS_URL in os.environ else migrated_database(server, name)
 
 
 @pytest.fixture
