@@ -5,10 +5,9 @@ The environment switches them on by naming where to send them. Without that, not
 
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from time import perf_counter
-from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 from fastapi.telemetry import TelemetryConfig
@@ -19,10 +18,10 @@ from sqlalchemy import ClauseElement
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from todo_api import logs
-from todo_api.database import Database, Link, as_query
+from todo_api.database import Database, Query
+from todo_api.database.query import as_query
 from todo_api.settings import Settings
 
-T = TypeVar("T")
 _ENDPOINTS = [f"OTEL_EXPORTER_OTLP_{signal}ENDPOINT" for signal in ("", "TRACES_", "METRICS_")]
 _TARGET = re.compile(r'(INSERT INTO|UPDATE|DELETE FROM|FROM) "?(\w+)')
 
@@ -63,8 +62,6 @@ class TracedDatabase(Database):
         name = unquote(urlsplit(settings.database_url.get_secret_value()).path[1:])
         self._namespace = {"db.namespace": name}
         self._pool = {"db.client.connection.pool.name": name}
-        self._callers = 0
-        self._used = 0
         # Providers that the start of the application sets are found by what these give out before.
         self._tracer = trace.get_tracer_provider().get_tracer("todo_api")
         meter = metrics.get_meter_provider().get_meter("todo_api")
@@ -79,13 +76,12 @@ class TracedDatabase(Database):
         gauge("db.client.connection.max", [self._max], "{connection}", "The most connections that are opened.")
         gauge("db.client.connection.pending_requests", [self._pending], "{request}", "Waiting for a connection.")
 
-    async def run(self, statement: ClauseElement, parameters: Mapping[str, object]) -> str | None:
+    async def run(self, statement: ClauseElement | Query, parameters: Mapping[str, object]) -> str | None:
         """Run one statement as `Database` does, in a span that its caller waits for."""
         started = perf_counter()
         operation, text = _describe(statement)
         attributes = self._namespace | operation
         name = f"{operation['db.operation.name']} {operation['db.collection.name']}"
-        self._callers += 1
         with self._tracer.start_as_current_span(
             name,
             kind=SpanKind.CLIENT,
@@ -101,29 +97,21 @@ class TracedDatabase(Database):
                 span.set_status(StatusCode.ERROR)
                 raise
             finally:
-                self._callers -= 1
                 self._duration.record(perf_counter() - started, attributes)
 
-    async def _attempt(self, work: Callable[[Link], Awaitable[T]]) -> T:
-        self._used += 1
-        try:
-            return await super()._attempt(work)
-        finally:
-            self._used -= 1
-
     def _count(self, _: CallbackOptions) -> Iterable[Observation]:
-        for state, connections in (("used", self._used), ("idle", len(self._resting))):
+        for state, connections in (("used", self._connections.used), ("idle", self._connections.idle)):
             yield Observation(connections, self._pool | {"db.client.connection.state": state})
 
     def _max(self, _: CallbackOptions) -> Iterable[Observation]:
-        yield Observation(self._pool_size, self._pool)
+        yield Observation(self._connections.limit, self._pool)
 
     def _pending(self, _: CallbackOptions) -> Iterable[Observation]:
-        yield Observation(max(0, self._callers - self._used), self._pool)
+        yield Observation(self._connections.waiting, self._pool)
 
 
 @lru_cache(maxsize=64)  # every statement is built once
-def _describe(statement: ClauseElement) -> tuple[dict[str, str], str]:
+def _describe(statement: ClauseElement | Query) -> tuple[dict[str, str], str]:
     """Name what a statement does, by OpenTelemetry's conventions, and give its text, which holds no values."""
     text = as_query(statement).text
     verb, table = _TARGET.findall(text)[0]

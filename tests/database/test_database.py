@@ -53,7 +53,7 @@ def test_connection_broken_mid_statement_is_500(alice: Person) -> None:
 
 
 def test_statement_timeout_is_500(settings: Settings, alice: Person, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("todo_api.database.STATEMENT_SECONDS", 0.3)
+    monkeypatch.setattr("todo_api.database.connections.STATEMENT_SECONDS", 0.3)
     with CheckedClient(create_app(settings.model_copy(update={"pool_size": 1}), BearerIsIdentity())) as client:
         alice.client = client
         assert alice.tasks() == []  # opens the connection
@@ -137,7 +137,7 @@ def test_http_exception_in_backend_is_crash(
 ) -> None:
     class Forbidding(AuthenticationBackend):
         async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, BaseUser] | None:
-            raise HTTPException(403, "said by someone else")
+            raise HTTPException(429, "said by someone else")
 
     answer: Any = TestClient(create_app(settings, Forbidding())).get(alice.path)
 

@@ -6,7 +6,6 @@ COALESCE or ON CONFLICT. A statement without a condition on the owner would go t
 
 import asyncio
 import re
-from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +15,7 @@ from sqlalchemy import ClauseElement
 
 from tests.support.postgres import sql
 from todo_api import statements
-from todo_api.database import as_query
+from todo_api.database import Query
 
 STATEMENTS = {
     name: value for name, value in vars(statements).items() if any(value is each for each in statements.STATEMENTS)
@@ -32,8 +31,8 @@ CALLS = {"FUNCEXPR": ":funcid"} | dict.fromkeys(
 
 def parse(url: str, statement: ClauseElement) -> tuple[Node, int]:
     """Let PostgreSQL parse a statement, and return the tree and the number of the owner's parameter."""
-    query = as_query(statement)
-    owner = query.arguments(defaultdict(lambda: None, owner="me")).index("me") + 1
+    query = Query(statement)
+    owner = query.arguments({"owner": "me"}).index("me") + 1
 
     async def read() -> str:
         connection = await asyncpg.connect(url)

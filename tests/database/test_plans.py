@@ -12,7 +12,7 @@ from sqlalchemy import ClauseElement, event
 
 from tests.support.api import Person
 from tests.support.postgres import migrated_database, sql
-from todo_api.database import as_query
+from todo_api.database import Query
 from todo_api.models import Task
 from todo_api.statements import STATEMENTS
 
@@ -38,7 +38,7 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def plan_of(url: str, statement: ClauseElement) -> list[dict[str, Any]]:
     """Have PostgreSQL plan a statement as it does for prepared ones, whatever their parameters."""
-    query = as_query(statement)
+    query = Query(statement)
     nulls = ", ".join(["NULL"] * len(query.arguments(defaultdict(str))))
 
     async def explain() -> str:

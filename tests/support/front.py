@@ -39,6 +39,7 @@ class Front:
         self.server_names: list[str] = []
         # What goes wrong, set by the tests while it runs.
         self.refusals: deque[tuple[str, str]] = deque()  # SQLSTATE and text, one for each new connection
+        self.statement_refusals: deque[tuple[str, str]] = deque()  # the same, one in place of running a statement
         self.wake: Callable[[], None] | None = None  # called while new connections are held
         self.lose_next_answer = False
         self.close_when_lost = True
@@ -165,7 +166,7 @@ class Front:
     ) -> None:
         losing, sound = asyncio.Event(), self._sound
         directions = [
-            asyncio.ensure_future(self._forward(client[0], server[1], losing, sound)),
+            asyncio.ensure_future(self._forward(client, server[1], losing, sound)),
             asyncio.ensure_future(self._answer(server[0], client[1], losing, sound)),
         ]
         try:
@@ -176,12 +177,19 @@ class Front:
             await asyncio.gather(*directions, return_exceptions=True)
 
     async def _forward(
-        self, client: asyncio.StreamReader, server: asyncio.StreamWriter, losing: asyncio.Event, sound: asyncio.Event
+        self,
+        client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        server: asyncio.StreamWriter,
+        losing: asyncio.Event,
+        sound: asyncio.Event,
     ) -> None:
         while True:
-            kind = await client.readexactly(1)
-            message = kind + await _untyped(client)
+            kind = await client[0].readexactly(1)
+            message = kind + await _untyped(client[0])
             await sound.wait()
+            if kind == b"B" and self.statement_refusals:
+                await _refuse(client[1], *self.statement_refusals.popleft())
+                return
             self.statements += kind in EXECUTIONS
             if kind in TRIPS:
                 self.trips += 1

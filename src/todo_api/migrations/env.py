@@ -3,7 +3,6 @@
 import asyncio
 import logging
 
-import asyncpg
 from alembic import context
 from alembic.util import CommandError
 from sqlalchemy import Connection, event, text
@@ -12,7 +11,7 @@ from sqlalchemy.pool import NullPool
 from sqlmodel import SQLModel
 
 from todo_api import migrations
-from todo_api.database_url import connect_arguments
+from todo_api.database.connecting import Connector
 from todo_api.errors import MigrationError
 from todo_api.models import Task
 from todo_api.settings import Settings
@@ -107,13 +106,9 @@ async def _run() -> None:
     settings: Settings = context.config.attributes.get("settings") or Settings.read()
     url = (settings.database_url_unpooled or settings.database_url).get_secret_value()
     url += f"{'&' if '?' in url else '?'}application_name={_APPLICATION_NAME}"  # of two, the last one counts
-
-    async def connect() -> asyncpg.Connection:
-        return await asyncpg.connect(**connect_arguments(url))
-
     engine = create_async_engine(
         "postgresql+asyncpg://",
-        async_creator=connect,
+        async_creator=Connector(url).connect,
         poolclass=NullPool,
         isolation_level="READ COMMITTED",  # a stricter level would keep one snapshot for the whole transaction
     )

@@ -20,8 +20,9 @@ SLOW = "ALTER TABLE tasks ADD CONSTRAINT slow CHECK (title <> 'slow' OR pg_sleep
 @pytest.fixture(autouse=True)
 def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up statements and connections sooner than the service does, for the tests' sake."""
-    monkeypatch.setattr("todo_api.database.STATEMENT_SECONDS", 0.5)
-    monkeypatch.setattr("todo_api.database.CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("todo_api.database.connections.STATEMENT_SECONDS", 0.5)
+    monkeypatch.setattr("todo_api.database.connecting.CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("todo_api.database.connections.CONNECT_SECONDS", 0.5)
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", ""), ("GET", "")])
@@ -83,8 +84,8 @@ def test_timeout_drops_all_idle_connections(neon: Neon) -> None:
 
 
 def test_connection_of_cancelled_request_is_not_reused(neon: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("todo_api.database.STATEMENT_SECONDS", 5)
-    monkeypatch.setattr("todo_api.health.READY_SECONDS", 0.2)
+    monkeypatch.setattr("todo_api.database.connections.STATEMENT_SECONDS", 5)
+    monkeypatch.setattr("todo_api.database.running.READY_SECONDS", 0.2)
     alice = neon.serve(pool_size=1)()
     neon.wait_until_warm()
     neon.front.go_half_open()

@@ -1,0 +1,129 @@
+"""Opening one connection: which addresses are tried, how long each, and what their sockets are told."""
+
+import asyncio
+import socket
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import asyncpg
+
+from todo_api.database.failures import Meaning, while_connecting
+from todo_api.database_url import connect_arguments
+
+# All hosts of the connection string together, and one address where its host has several.
+CONNECT_SECONDS = 5.0
+ADDRESS_SECONDS = 1.0
+# An idle connection that the network has forgotten is closed by the kernel within a minute or two, and the probes keep
+# network equipment from forgetting it. They do not reach the database, so they keep no compute awake.
+_KEEPALIVE = {"TCP_KEEPIDLE": 45, "TCP_KEEPALIVE": 45, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+_OPTIONS = [(getattr(socket, name), value) for name, value in _KEEPALIVE.items() if hasattr(socket, name)]
+
+CONNECT_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, ValueError)
+
+
+class Connector:
+    """Opens connections to the database of a connection string."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._host = 0  # the one that answered last is tried first
+        self._address: object = None
+
+    async def connect(self, *, statement_seconds: float | None = None) -> asyncpg.Connection:
+        """Open a connection to the first host that answers and meets `target_session_attrs`.
+
+        Its statements raise `TimeoutError` after `statement_seconds`. Raises one of `CONNECT_ERRORS`, within
+        `CONNECT_SECONDS`.
+        """
+        arguments = connect_arguments(self._url)  # each time: certificates that were renewed count from now on
+        hosts = _each_host(arguments["dsn"])
+        failure: Exception
+        for turn in range(len(hosts)):
+            host = (self._host + turn) % len(hosts)
+            try:
+                connection = await asyncpg.connect(
+                    hosts[host],
+                    ssl=arguments["ssl"],
+                    loop=_Loop(self),
+                    timeout=CONNECT_SECONDS / len(hosts),
+                    command_timeout=statement_seconds,
+                    statement_cache_size=0,  # or the driver names statements by a number of its process
+                )
+            except CONNECT_ERRORS as error:
+                if while_connecting(error) is not Meaning.AWAY:
+                    raise
+                failure = error
+            else:
+                self._host = host
+                return connection
+        raise failure
+
+    async def open_socket(self, host: str, port: int) -> socket.socket:
+        """Connect a socket to the first address of a host that answers; raise `OSError`."""
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found.sort(key=lambda info: info[4] != self._address)
+        failure: OSError
+        for family, kind, protocol, _, address in found:
+            opened = socket.socket(family, kind, protocol)
+            try:
+                opened.settimeout(0)
+                opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                for option, value in _OPTIONS:
+                    opened.setsockopt(socket.IPPROTO_TCP, option, value)
+                async with asyncio.timeout(ADDRESS_SECONDS if len(found) > 1 else None):
+                    await loop.sock_connect(opened, address)
+            except OSError as error:
+                opened.close()
+                failure = error
+            except BaseException:
+                opened.close()
+                raise
+            else:
+                self._address = address
+                return opened
+        raise failure
+
+
+class _Loop:
+    """The running loop, as asyncpg is to see it: with sockets opened by a `Connector`.
+
+    asyncpg knows the host's name, for TLS, but leaves the addresses to the loop: those are tried one after the other
+    without a bound for each, and there is no place to set an option of the socket.
+    """
+
+    def __init__(self, connector: Connector) -> None:
+        self._connector = connector
+        self._loop = asyncio.get_running_loop()
+        self.call_later = self._loop.call_later  # used for every statement, and faster so
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # whatever the loop has
+        return getattr(self._loop, name)
+
+    async def create_connection(self, factory: Any, host: str, port: int, **options: Any) -> Any:  # noqa: ANN401  # as the loop's
+        """Connect as the loop does."""
+        if "ssl" in options:
+            options["server_hostname"] = host
+        opened = await self._connector.open_socket(host, port)
+        return await self._loop.create_connection(factory, sock=opened, **options)
+
+
+def _each_host(dsn: str) -> list[str]:
+    """Cut a connection string into one for each of its hosts, in the order in which they are to be tried."""
+    parts = urlsplit(dsn)
+    query = dict(parse_qsl(parts.query))
+    credentials, at, netloc = parts.netloc.rpartition("@")
+    hosts = netloc.split(",")
+    if netloc:
+        cut = [parts._replace(netloc=credentials + at + host) for host in hosts]
+    else:
+        hosts, ports = query.get("host", "").split(","), query.get("port", "").split(",")
+        ports = ports if len(ports) == len(hosts) else ports * len(hosts)
+        each = [{"host": host, "port": port} for host, port in zip(hosts, ports, strict=False)]
+        cut = [parts._replace(query=urlencode({**query, **one})) for one in each]
+    if len(cut) == 1:
+        return [dsn]
+    if query.get("target_session_attrs") == "prefer-standby":  # which asyncpg decides among the hosts it knows
+        found = [one.query.replace("=prefer-standby", "=standby") for one in cut]
+        cut = [one._replace(query=standby) for one, standby in zip(cut, found, strict=True)] + cut
+    return [urlunsplit(one) for one in cut]

@@ -1,0 +1,325 @@
+"""The open connections: lending them, opening more, and letting go of those that cannot be trusted any more."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Coroutine, Iterable
+from contextlib import suppress
+
+import asyncpg
+from asyncpg.prepared_stmt import PreparedStatement
+
+from todo_api.database.connecting import CONNECT_ERRORS, CONNECT_SECONDS, Connector
+from todo_api.database.failures import Meaning, of_statement, while_connecting
+from todo_api.database.query import Query
+from todo_api.database.waiting import Waiter, Waiting
+from todo_api.errors import DatabaseUnavailable
+
+logger = logging.getLogger(__name__)
+
+STATEMENT_SECONDS = 8.0  # for one statement, which is then cancelled
+HANG_UP_SECONDS = 2.0  # for that
+QUEUE_SECONDS = 10.0  # for a connection of a database that is there
+REST_SECONDS = 5.0  # after so long without use, a connection is probed first
+PROBE_SECONDS = 0.5
+AGE_SECONDS = 600.0  # connections are replaced at about this age: names may lead elsewhere by then
+NEW_SECONDS = 1.0  # a connection that is younger leads where a new one would lead
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # between two tries
+# What using a connection raises when the database is at fault.
+DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+
+
+def pause(tries: int) -> float:
+    """Return how long to pause after so many tries: scattered, so that those who failed together do not return so."""
+    return min(FIRST_PAUSE * 2.0**tries, LONGEST_PAUSE) * random.uniform(0.5, 1)  # noqa: S311  # no secret
+
+
+class Connection:
+    """An open connection, and the statements prepared on it."""
+
+    def __init__(self, driver: asyncpg.Connection, now: float) -> None:
+        self.driver = driver
+        self.prepared: dict[str, PreparedStatement] = {}
+        self.opened_at = now
+        self.retire_at = now + AGE_SECONDS * random.uniform(0.8, 1.2)  # noqa: S311  # no secret
+        self.fresh_until = now + REST_SECONDS
+
+    async def prepare(self, query: Query) -> PreparedStatement:
+        """Prepare a statement, once."""
+        prepared = self.prepared.get(query.name)
+        if prepared is None:
+            prepared = self.prepared[query.name] = await self.driver.prepare(query.text, name=query.name)
+        return prepared
+
+
+class Connections:
+    """At most `limit` connections, opened when somebody waits for one.
+
+    A connection belongs to the event loop it was opened on. Used on another loop, this starts anew.
+    """
+
+    def __init__(self, connector: Connector, limit: int, wake_seconds: float) -> None:
+        self.limit = limit
+        self.untracked = False  # the pooler in between was seen not to track prepared statements
+        self._connector = connector
+        self._wake_seconds = wake_seconds
+        self.queries: tuple[Query, ...] = ()  # prepared on each new connection
+        self._open: set[Connection] = set()
+        self._start_anew(None)
+
+    def _start_anew(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        self._loop = loop
+        for connection in self._open:
+            with suppress(RuntimeError):  # its loop is closed
+                connection.driver.terminate()
+        self._open = set()
+        self._idle: list[Connection] = []  # the one used last is used next
+        self._waiting = Waiting()
+        self._opening = self._closing = 0
+        self._failure: Exception | None = None  # of the last try to connect
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def used(self) -> int:
+        """The number of connections at work."""
+        return len(self._open) - len(self._idle)
+
+    @property
+    def idle(self) -> int:
+        """The number of connections that wait for work."""
+        return len(self._idle)
+
+    @property
+    def waiting(self) -> int:
+        """The number of those who wait for a connection."""
+        return len(self._waiting)
+
+    def take(self) -> Connection | None:
+        """Return an idle connection that was used a moment ago, if there is one."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._start_anew(loop)
+        if self._idle:
+            connection = self._idle[-1]
+            if loop.time() < connection.fresh_until and not connection.driver.is_closed():
+                return self._idle.pop()
+        return None
+
+    def take_any(self) -> Connection | None:
+        """Return an idle connection however long it has rested, if there is one."""
+        return self.take() or (self._idle.pop() if self._idle else None)
+
+    async def acquire(self, since: float, *, first: bool = False) -> Connection:
+        """Return a connection, as soon as there is one for a request that waits `since` a moment.
+
+        Raises `DatabaseUnavailable` when it has waited `QUEUE_SECONDS` for one of those that are open, or, where none
+        can be opened, `wake_seconds`.
+        """
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.driver.is_closed() or self._now() >= connection.retire_at:
+                self.drop(connection)
+            elif self._now() < connection.fresh_until or await self._answers(connection):
+                return connection
+        waiter = Waiter(since)
+        self._waiting.join(waiter, first=first)
+        self._open_more()
+        try:
+            return await self._served(waiter)
+        except BaseException:
+            if not waiter.future.done():
+                self._waiting.leave(waiter)
+            elif not waiter.future.exception():
+                self._offer(waiter.future.result())
+            raise
+
+    async def _served(self, waiter: Waiter) -> Connection:
+        while not waiter.future.done():
+            # A single attempt is made whatever `wake_seconds` says, and fails those who wait when it fails.
+            patience = QUEUE_SECONDS if self._open else max(self._wake_seconds, CONNECT_SECONDS)
+            left = waiter.since + patience - self._now()
+            if left <= 0:
+                raise DatabaseUnavailable from self._failure or TimeoutError("no connection became free")
+            await asyncio.wait([waiter.future], timeout=min(left, 1))
+        return waiter.future.result()
+
+    async def _answers(self, connection: Connection) -> bool:
+        """Probe a connection; where it is dead, so are those that have rested as long."""
+        try:
+            await connection.driver.execute("SELECT 1", timeout=PROBE_SECONDS)
+        except DRIVER_ERRORS:
+            for other in [connection, *self._idle]:
+                if other.fresh_until <= self._now():
+                    self.drop(other)
+            self._idle = [other for other in self._idle if other in self._open]
+            return False
+        except BaseException:
+            self.drop(connection)
+            raise
+        return True
+
+    def give_back(self, connection: Connection) -> None:
+        """Lend a connection to the next, or leave it idle."""
+        now = self._now()
+        if now < connection.retire_at and connection in self._open:  # it may be of a loop that was used before
+            connection.fresh_until = min(now + REST_SECONDS, connection.retire_at)
+            self._offer(connection)
+        else:
+            self.drop(connection)
+            if self._has_room():
+                self._start_opening()
+
+    def _offer(self, connection: Connection) -> None:
+        if self._waiting:
+            self._waiting.next().future.set_result(connection)
+        else:
+            self._idle.append(connection)
+
+    def drop(self, connection: Connection) -> None:
+        """Close a connection without a word."""
+        connection.driver.terminate()
+        self._open.discard(connection)
+        self._open_more()
+
+    def hang_up(self, connection: Connection) -> None:
+        """Close a connection whose statement may go on: in the background, cancel that first, if the server listens."""
+        self._open.discard(connection)
+        self._closing += 1
+        self._start(self._close(connection))
+
+    async def _close(self, connection: Connection) -> None:
+        try:
+            with suppress(*DRIVER_ERRORS):
+                await connection.driver.close(timeout=HANG_UP_SECONDS)
+        finally:
+            self._closing -= 1
+            self._open_more()
+
+    def suspect_idle(self) -> None:
+        """Have every idle connection probed before its next use."""
+        for connection in self._idle:
+            connection.fresh_until = 0
+
+    def retire(self, connection: Connection) -> None:
+        """Replace a connection and those that are older, unless it is new: another would lead to the same server."""
+        if self._now() < connection.opened_at + NEW_SECONDS:
+            return
+        for other in self._open:
+            if other.opened_at <= connection.opened_at:
+                other.retire_at = other.fresh_until = 0
+
+    async def fill(self, queries: Iterable[Query]) -> None:
+        """Open every connection and prepare the statements on it, so that no request has to.
+
+        Raises one of `CONNECT_ERRORS` when that fails for `wake_seconds`.
+        """
+        if asyncio.get_running_loop() is not self._loop:
+            self._start_anew(asyncio.get_running_loop())
+        self.queries = tuple(queries)
+        until = self._now() + self._wake_seconds
+        # The first alone: behind a pooler that does not track prepared statements, the second finds the names taken.
+        await self._start_opening(until)
+        while self._has_room() and not self._failure:
+            self._start_opening(until)
+        await asyncio.gather(*self._tasks)
+        if self._failure:
+            raise self._failure
+
+    async def connect(self) -> Connection:
+        """Open a connection that is nobody else's and not counted; raise one of `CONNECT_ERRORS`."""
+        driver = await self._connector.connect(statement_seconds=STATEMENT_SECONDS)
+        return Connection(driver, self._now())
+
+    def _has_room(self) -> bool:
+        return len(self._open) + self._opening + self._closing < self.limit
+
+    def _open_more(self) -> None:
+        """Open connections for those who wait; one at a time while that fails."""
+        while self._has_room() and self._opening < len(self._waiting) and not (self._failure and self._opening):
+            self._start_opening()
+
+    def _start_opening(self, until: float = 0) -> "asyncio.Task[None]":
+        self._opening += 1
+        return self._start(self._open_one(until))
+
+    def _start(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _open_one(self, until: float) -> None:
+        """Open a connection, trying again until a moment, and for as long as somebody waits."""
+        tries = 0
+        try:
+            while True:
+                try:
+                    connection = await self._connect_and_prepare()
+                    break
+                except CONNECT_ERRORS as error:
+                    self._note_failure(error)
+                    is_last = self._opening == 1
+                    may_pass = self._open or while_connecting(error) is Meaning.AWAY
+                    if not (is_last and may_pass and (self._waiting or self._now() < until)):
+                        return
+                await asyncio.sleep(pause(tries))
+                tries += 1
+            self._failure = None
+            self._open.add(connection)
+            self._offer(connection)
+        finally:
+            self._opening -= 1
+        self._open_more()
+
+    async def _connect_and_prepare(self) -> Connection:
+        connection = await self.connect()
+        try:
+            for query in self.queries:
+                if self._waiting:
+                    break
+                await connection.prepare(query)
+            else:
+                # Preparing opens a transaction, with its locks, that only a statement ends.
+                await connection.driver.execute("SELECT 1")
+        except BaseException:
+            connection.driver.terminate()
+            raise
+        return connection
+
+    def _note_failure(self, error: Exception) -> None:
+        """Fail those who have waited long enough, or for whom waiting does not help."""
+        if of_statement(error) is Meaning.UNTRACKED:
+            self.note_untracked()
+        if self._open:
+            if self._failure is None:
+                logger.warning("no more connections can be opened than these %d: %r", len(self._open), error)
+            self._failure = error
+            return
+        self._failure = error
+        lasting = while_connecting(error) is Meaning.LASTING
+        for waiter in [*self._waiting]:
+            if lasting or waiter.since + self._wake_seconds <= self._now():
+                self._waiting.leave(waiter)
+                waiter.fail(error)
+
+    def note_untracked(self) -> None:
+        """Say once that the pooler in between does not track prepared statements."""
+        if not self.untracked:
+            logger.error(
+                "the pooler before the database does not track prepared statements: set max_prepared_statements "
+                "(PgBouncer 1.21 or later), or connect without a pooler"
+            )
+        self.untracked = True
+
+    def _now(self) -> float:
+        assert self._loop
+        return self._loop.time()
+
+    async def close(self) -> None:
+        """Close every connection, without waiting for the server."""
+        if asyncio.get_running_loop() is self._loop:
+            tasks = list(self._tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        self._start_anew(None)

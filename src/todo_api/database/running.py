@@ -1,0 +1,162 @@
+"""The one way to run a statement, and what to do when it fails."""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+
+import asyncpg
+from sqlalchemy import ClauseElement
+
+from todo_api.database.connecting import CONNECT_ERRORS, Connector
+from todo_api.database.connections import DRIVER_ERRORS, Connection, Connections, pause
+from todo_api.database.failures import Meaning, of_statement
+from todo_api.database.query import Query, as_query
+from todo_api.errors import DatabaseUnavailable, Unauthorized
+from todo_api.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+READY_SECONDS = 1.5  # for the whole of a readiness check
+GLANCE_SECONDS = 0.5  # of those for a connection that may be dead
+REPLACE_SECONDS = 1.0  # for a try on another connection, whatever `wake_seconds` says
+TRIES = 8  # of a statement that was rolled back, or refused by a server that has become read-only
+
+
+class Database:
+    """A pool of at most `pool_size` connections, each statement its own transaction.
+
+    Nothing connects before the first statement.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._wake_seconds = settings.wake_seconds
+        connector = Connector(settings.database_url.get_secret_value())
+        self._connections = Connections(connector, settings.pool_size, settings.wake_seconds)
+
+    async def run(self, statement: ClauseElement | Query, parameters: Mapping[str, object]) -> str | None:
+        """Run one statement in one round trip and return the only column of its first row, or None without a row.
+
+        A database that is away is waited for, at most `wake_seconds`. A write is sent a second time only where the
+        first is known not to have been applied; a read is.
+
+        Raises `DatabaseUnavailable` when the database does not answer in time or nobody knows whether a write was
+        applied, `Unauthorized` when the statement makes a task for an owner who has no account, and what the driver
+        raised where the statement itself is at fault.
+        """
+        query = as_query(statement)
+        arguments = query.arguments(parameters)
+        since = asyncio.get_running_loop().time()
+        tries = 0
+        connection = self._connections.take()
+        while True:
+            if connection is None:
+                connection = await self._connections.acquire(since)
+            sent = False
+            try:
+                prepared = connection.prepared.get(query.name) or await connection.prepare(query)
+                sent = True
+                answer: str | None = await prepared.fetchval(*arguments)
+            except DRIVER_ERRORS as error:
+                meaning = self._release(connection, error, sent=sent)
+                if meaning is Meaning.OWN:
+                    raise
+                if not self._runs_again(meaning, since, tries, is_read=query.is_read):
+                    raise (Unauthorized if meaning is Meaning.NO_ACCOUNT else DatabaseUnavailable) from error
+            except BaseException:
+                self._connections.hang_up(connection)
+                raise
+            else:
+                self._connections.give_back(connection)
+                return answer
+            connection = None
+            await asyncio.sleep(pause(tries))
+            tries += 1
+
+    def _release(self, connection: Connection, error: Exception, *, sent: bool) -> Meaning:
+        """Give back, replace or close the connection of a statement that failed; tell what the error means."""
+        meaning = of_statement(error)
+        if isinstance(error, OSError):  # the answer did not come: the statement may be slow, or the network dead
+            self._connections.suspect_idle()
+            self._connections.hang_up(connection)
+        elif connection.driver.is_closed() or not isinstance(error, asyncpg.PostgresError):
+            self._connections.suspect_idle()
+            self._connections.drop(connection)
+            meaning = Meaning.UNKNOWN if meaning is Meaning.OWN else meaning
+        elif meaning is Meaning.UNTRACKED:
+            self._connections.note_untracked()
+            self._connections.drop(connection)
+        else:
+            if meaning is Meaning.READ_ONLY:
+                self._connections.retire(connection)
+            error.detail = None  # it quotes whole rows, and what is raised here reaches the log
+            self._connections.give_back(connection)
+        return Meaning.NOT_RUN if meaning is Meaning.UNKNOWN and not sent else meaning
+
+    def _runs_again(self, meaning: Meaning, since: float, tries: int, *, is_read: bool) -> bool:
+        in_time = asyncio.get_running_loop().time() < since + max(self._wake_seconds, REPLACE_SECONDS)
+        if meaning in (Meaning.ROLLED_BACK, Meaning.READ_ONLY):
+            return in_time and tries < TRIES
+        return in_time and (meaning is Meaning.NOT_RUN or (meaning is Meaning.UNKNOWN and is_read))
+
+    async def check(self, statement: ClauseElement | Query) -> None:
+        """Run a statement without waiting behind the requests; raise `DatabaseUnavailable` unless it is answered soon.
+
+        Takes less than 2 seconds, whatever does not answer.
+        """
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                await self._check(as_query(statement))
+        except CONNECT_ERRORS as error:
+            if of_statement(error) is Meaning.UNTRACKED:
+                self._connections.note_untracked()
+            raise DatabaseUnavailable from error
+
+    async def _check(self, query: Query) -> None:
+        connections = self._connections
+        if not connections.untracked and (idle := connections.take_any()):
+            with suppress(*CONNECT_ERRORS):  # it may be dead, which says nothing about the database
+                async with asyncio.timeout(GLANCE_SECONDS):
+                    await self._ask(idle, query)
+                return
+        try:
+            connection = await connections.connect()
+        except CONNECT_ERRORS:
+            if not connections.used:
+                raise
+            # The server may grant no more connections than are at work: the next one that is given back.
+            now = asyncio.get_running_loop().time()
+            await self._ask(await connections.acquire(now, first=True), query)
+            return
+        try:
+            # Behind a pooler that still tracks no prepared statements, some of these names are taken.
+            for needed in (*connections.queries, query) if connections.untracked else (query,):
+                await connection.prepare(needed)
+            await connection.prepared[query.name].fetchval(*query.arguments({}))
+            connections.untracked = False
+        finally:
+            connection.driver.terminate()
+
+    async def _ask(self, connection: Connection, query: Query) -> None:
+        try:
+            prepared = connection.prepared.get(query.name) or await connection.prepare(query)
+            await prepared.fetchval(*query.arguments({}))
+        except DRIVER_ERRORS as error:
+            self._release(connection, error, sent=True)
+            raise
+        except BaseException:
+            self._connections.suspect_idle()
+            self._connections.hang_up(connection)
+            raise
+        self._connections.give_back(connection)
+
+    async def warm(self, statements: Iterable[ClauseElement | Query]) -> None:
+        """Open every connection and prepare the statements on it, so that no request has to."""
+        try:
+            await self._connections.fill(as_query(statement) for statement in statements)
+        except CONNECT_ERRORS as error:
+            logger.warning("not every connection is warm: %r", error)
+
+    async def close(self) -> None:
+        """Close every connection, without waiting for the server."""
+        await self._connections.close()

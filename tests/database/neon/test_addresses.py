@@ -1,0 +1,102 @@
+"""Several hosts, and several addresses of one host: each has a time of its own."""
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from typing import Any
+
+import pytest
+
+from tests.database.neon.conftest import Neon
+from tests.support.api import error
+from tests.support.front import Front
+from tests.support.postgres import settings_for
+from todo_api.migrations import migrate
+
+
+def silent_listener(stack: ExitStack, host: str, port: int = 0) -> int:
+    """Listen on a port that answers nobody: as its queue is full, the kernel drops what arrives."""
+    listener = stack.enter_context(socket.socket())
+    listener.bind((host, port))
+    listener.listen(0)
+    address: tuple[str, int] = listener.getsockname()
+    for _ in range(4):
+        waiting = stack.enter_context(socket.socket())
+        waiting.setblocking(False)  # noqa: FBT003  # the standard library's own
+        with suppress(BlockingIOError):
+            waiting.connect(address)
+    return address[1]
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    with ExitStack() as stack:
+        yield silent_listener(stack, "127.0.0.1")
+
+
+@pytest.mark.parametrize("order", ["{silent},{good}", "{good},{silent}", "127.0.0.1:1,{silent},{good}"])
+def test_a_silent_host_does_not_hide_the_next(direct: Neon, silent_port: int, order: str) -> None:
+    hosts = order.format(silent=f"127.0.0.1:{silent_port}", good=f"127.0.0.1:{direct.front.port}")
+    direct.url = f"postgresql://postgres@{hosts}/todo?target_session_attrs=read-write"
+    alice = direct.serve(pool_size=2)()
+
+    started = time.monotonic()
+    assert alice.create()["user_id"] == alice.id
+    assert time.monotonic() - started < 5
+
+    migrate(settings_for(direct.url))
+    assert time.monotonic() - started < 10
+
+
+def test_hosts_may_stand_in_the_query(direct: Neon, silent_port: int) -> None:
+    ports = f"{silent_port},{direct.front.port}"
+    direct.url = (
+        f"postgresql://postgres@/todo?host=127.0.0.1,127.0.0.1&port={ports}&target_session_attrs=prefer-standby"
+    )
+
+    assert direct.serve(pool_size=1)().create()
+
+
+def test_a_host_that_accepts_and_says_nothing_does_not_hide_the_next(direct: Neon) -> None:
+    with Front(direct.front.port) as mute:
+        mute.fall_silent()
+        direct.url = f"postgresql://postgres@127.0.0.1:{mute.port},127.0.0.1:{direct.front.port}/todo"
+        alice = direct.serve(pool_size=2)()
+
+        started = time.monotonic()
+        assert alice.create()
+        assert time.monotonic() - started < 5
+        mute.speak()
+
+
+def test_a_silent_address_of_a_host_does_not_hide_the_next(direct: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
+    look_up = socket.getaddrinfo
+
+    def two_addresses(host: Any, port: Any, *args: Any, **options: Any) -> Any:
+        if host != "localhost":
+            return look_up(host, port, *args, **options)
+        return [look_up(address, port, *args, **options)[0] for address in ("127.0.0.2", "127.0.0.1")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", two_addresses)
+    with ExitStack() as stack:
+        silent_listener(stack, "127.0.0.2", direct.front.port)
+        direct.url = f"postgresql://postgres@localhost:{direct.front.port}/todo"
+        alice = direct.serve(pool_size=2)()
+
+        started = time.monotonic()
+        assert alice.create()
+        assert time.monotonic() - started < 3
+
+
+def test_a_server_without_the_wanted_role_is_an_absent_one(direct: Neon) -> None:
+    direct.url += "?target_session_attrs=standby"
+    alice = direct.serve(wake_seconds=0.5)()
+
+    assert alice.client.get("/health/ready").status_code == 503
+    started = time.monotonic()
+    answer = alice.ask("GET")
+
+    assert (answer.status_code, answer.json()) == (500, error("Internal server error"))
+    assert int(answer.headers["retry-after"]) > 0
+    assert 0.2 < time.monotonic() - started < 3

@@ -1,0 +1,135 @@
+"""A database that is there, and busy: slow statements, few connections, and what readiness says."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.database.neon.conftest import Neon
+from tests.support.crowd import crowd
+from tests.support.postgres import locked, settings_for, sql, waiting_backend
+from todo_api.database import Database
+from todo_api.statements import LIST
+
+PIDS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() ORDER BY pid"
+
+
+def lock(task_id: int) -> str:
+    return f"SELECT FROM tasks WHERE id = {task_id} FOR UPDATE"
+
+
+def test_a_slow_statement_costs_no_other_connection(direct: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("todo_api.database.connections.STATEMENT_SECONDS", 0.4)
+    alice = direct.serve(pool_size=8)()
+    task = alice.create()
+    direct.wait_until_warm()
+    before = {row["pid"] for row in sql(direct.direct_url, PIDS)}
+
+    with crowd(2) as threads, locked(direct.direct_url, lock(task["id"])):
+        blocked = list(threads.map(lambda _: alice.ask("PUT", f"/{task['id']}", json={"title": "y"}), range(2)))
+        assert [answer.status_code for answer in blocked] == [500] * 2
+
+    assert alice.tasks() == [task]
+    assert len(before & {row["pid"] for row in sql(direct.direct_url, PIDS)}) == 8 - 2
+
+
+@pytest.fixture
+def limited(direct: Neon) -> Iterator[Neon]:
+    """A server that grants the service one connection."""
+    sql(direct.direct_url, "CREATE ROLE service LOGIN CONNECTION LIMIT 1")
+    sql(direct.direct_url, "GRANT SELECT, INSERT, UPDATE, DELETE ON tasks TO service")
+    sql(direct.direct_url, "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO service")
+    direct.url = direct.url.replace("postgres@", "service@")
+    yield direct
+    direct.close()
+    sql(direct.direct_url, "DROP OWNED BY service")
+    sql(direct.direct_url, "DROP ROLE service")
+
+
+def test_who_is_refused_a_connection_waits_in_order(limited: Neon) -> None:
+    order: list[int] = []
+
+    async def ask(database: Database, name: int) -> None:
+        for _ in range(20):
+            await database.run(LIST, {"owner": "nobody"})
+            order.append(name)
+
+    async def compete() -> None:
+        database = Database(settings_for(limited.url, pool_size=4))
+        await asyncio.gather(*(ask(database, name) for name in range(8)))
+        await database.close()
+
+    asyncio.run(compete())
+
+    assert order == list(range(8)) * 20
+
+
+def test_a_healthy_database_is_waited_for_whatever_the_time_to_wake(direct: Neon) -> None:
+    alice = direct.serve(pool_size=2, wake_seconds=0)()
+
+    with crowd(40) as threads:
+        codes = list(threads.map(lambda n: alice.ask("POST", json={"title": str(n)}).status_code, range(80)))
+
+    assert codes == [201] * 80
+
+
+def test_a_queue_that_does_not_move_is_left_in_time(direct: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("todo_api.database.connections.QUEUE_SECONDS", 0.3)
+    alice = direct.serve(pool_size=1)()
+    task = alice.create()
+
+    with crowd(1) as threads, locked(direct.direct_url, lock(task["id"])):
+        blocked = threads.submit(alice.ask, "PUT", f"/{task['id']}", json={"title": "y"})
+        waiting_backend(direct.direct_url)
+        answer = alice.ask("GET")
+        assert (answer.status_code, answer.headers["retry-after"]) == (500, "1")
+
+    assert blocked.result().status_code == 200
+    assert len(alice.tasks()) == 1
+
+
+def test_readiness_passes_the_queue(direct: Neon) -> None:
+    alice = direct.serve(pool_size=2)()
+    task = alice.create()
+
+    with crowd(8) as threads, locked(direct.direct_url, lock(task["id"])):
+        blocked = [threads.submit(alice.ask, "PUT", f"/{task['id']}", json={"title": "y"}) for _ in range(8)]
+        waiting_backend(direct.direct_url)
+        started = time.monotonic()
+        assert alice.client.get("/health/ready").status_code == 200
+        assert time.monotonic() - started < 2
+
+    assert {answer.result().status_code for answer in blocked} == {200}
+
+
+def test_readiness_is_next_where_no_more_connections_are_granted(limited: Neon) -> None:
+    alice = limited.serve(pool_size=1)()
+    task = alice.create()
+
+    with crowd(3) as threads:
+        with locked(limited.direct_url, lock(task["id"])):
+            blocked = [threads.submit(alice.ask, "PUT", f"/{task['id']}", json={"title": "y"}) for _ in range(2)]
+            waiting_backend(limited.direct_url)
+            ready = threads.submit(alice.client.get, "/health/ready")
+            time.sleep(0.2)
+            assert not ready.done()
+        assert ready.result().status_code == 200
+
+    assert {answer.result().status_code for answer in blocked} == {200}
+
+
+@pytest.mark.parametrize("silence", ["fall_silent", "go_half_open"])
+def test_readiness_answers_within_two_seconds(neon: Neon, silence: str) -> None:
+    alice = neon.serve(pool_size=2)()
+    neon.wait_until_warm()
+    getattr(neon.front, silence)()
+    expected = 503 if silence == "fall_silent" else 200
+
+    for _ in range(2):
+        started = time.monotonic()
+        assert alice.client.get("/health/ready").status_code == expected
+        assert time.monotonic() - started < 2
+
+    neon.front.speak()
+    assert alice.client.get("/health/ready").status_code == 200

@@ -1,0 +1,177 @@
+"""Errors of single statements: what they mean for the request, the connection, and everybody else."""
+
+import logging
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.database.neon.conftest import Neon
+from tests.support.api import Person, error, new_account
+from tests.support.crowd import crowd
+from tests.support.postgres import sql
+
+FAIL = """
+    CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        RAISE EXCEPTION 'the cause' USING ERRCODE = NEW.title, DETAIL = 's3cret row';
+    END $$
+"""
+FAILING = """
+    CREATE TRIGGER fail BEFORE INSERT ON tasks FOR EACH ROW WHEN (NEW.title ~ '^[0-9A-Z]{5}$') EXECUTE FUNCTION fail()
+"""
+
+
+@pytest.fixture
+def failing(direct: Neon) -> Iterator[Neon]:
+    """A database where creating a task whose title is an SQLSTATE fails so."""
+    sql(direct.direct_url, FAIL)
+    sql(direct.direct_url, FAILING)
+    yield direct
+    sql(direct.direct_url, "DROP FUNCTION fail CASCADE")
+
+
+@pytest.mark.parametrize("sqlstate", ["53100", "53200", "53400", "54000", "55P03", "57014", "58030", "XX000"])
+def test_a_statements_own_error_is_answered_at_once(
+    failing: Neon, caplog: pytest.LogCaptureFixture, sqlstate: str
+) -> None:
+    alice = failing.serve(pool_size=2)()
+    failing.wait_until_warm()
+    opened, started = failing.front.connections, time.monotonic()
+
+    answer = alice.ask("POST", json={"title": sqlstate})
+
+    assert (answer.status_code, answer.json()) == (500, error("Internal server error"))
+    assert "retry-after" not in answer.headers
+    assert time.monotonic() - started < 2
+    assert alice.client.get("/health/ready").status_code == 200
+    assert alice.tasks() == []
+    assert failing.front.connections == opened
+    logged = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(logged) == 1
+    assert logged[0].exc_info
+    assert "the cause" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
+def test_a_serialization_failure_is_run_again_a_few_times(
+    failing: Neon, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("todo_api.database.running.TRIES", 2)
+    alice = failing.serve(pool_size=1)()
+    failing.wait_until_warm()
+    before = failing.front.statements
+
+    assert alice.ask("POST", json={"title": "40001"}).status_code == 500
+    assert failing.front.statements == before + 3
+    assert "SerializationError" in caplog.text
+
+
+def test_a_write_that_a_router_lost_is_not_repeated(failing: Neon) -> None:
+    alice = failing.serve(pool_size=1)()
+    failing.wait_until_warm()
+    before, opened = failing.front.statements, failing.front.connections
+
+    answer = alice.ask("POST", json={"title": "08006"})
+
+    assert answer.status_code == 500
+    assert int(answer.headers["retry-after"]) > 0
+    assert (failing.front.statements, failing.front.connections) == (before + 1, opened)
+
+
+@pytest.fixture
+def service_role(direct: Neon) -> Iterator[Neon]:
+    """A service that connects as a role of its own, for which one owner's rows are on a node that is dead."""
+    dead = "BEGIN IF $1 = 'dead' THEN RAISE 'node is down' USING ERRCODE = '08006'; END IF; RETURN true; END"
+    for statement in (
+        "CREATE ROLE service LOGIN",
+        "GRANT SELECT, INSERT, UPDATE, DELETE ON tasks TO service",
+        "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO service",
+        f"CREATE FUNCTION reachable(text) RETURNS boolean LANGUAGE plpgsql AS $$ {dead} $$",
+        "ALTER TABLE tasks ENABLE ROW LEVEL SECURITY",
+        "CREATE POLICY nodes ON tasks USING (reachable(user_id))",
+    ):
+        sql(direct.direct_url, statement)
+    direct.url = direct.url.replace("postgres@", "service@")
+    yield direct
+    for statement in (
+        "DROP POLICY nodes ON tasks",
+        "ALTER TABLE tasks DISABLE ROW LEVEL SECURITY",
+        "DROP FUNCTION reachable",
+        "DROP OWNED BY service",
+        "DROP ROLE service",
+    ):
+        sql(direct.direct_url, statement)
+
+
+def test_a_dead_node_costs_other_users_nothing(service_role: Neon) -> None:
+    client = service_role.serve(pool_size=2, wake_seconds=1)
+    alice = client()
+    alice.create()
+    new_account(alice.database_url, "dead")
+    sql(alice.database_url, "INSERT INTO tasks (user_id, title) VALUES ('dead', 'x')")
+    dead = Person(alice.client, alice.database_url, "dead")
+    slowest = 0.0
+
+    with crowd(8) as threads:
+        answers = [threads.submit(dead.ask, "GET") for _ in range(8)]
+        while not all(answer.done() for answer in answers):
+            started = time.monotonic()
+            assert len(alice.tasks()) == 1
+            slowest = max(slowest, time.monotonic() - started)
+
+    assert {answer.result().status_code for answer in answers} == {500}
+    assert slowest < 0.7
+    sql(alice.database_url, 'DELETE FROM "user" WHERE id = $1', "dead")
+
+
+def test_only_the_owners_missing_account_is_unauthorized(direct: Neon, caplog: pytest.LogCaptureFixture) -> None:
+    alice = direct.serve()()
+    task = alice.create()
+    sql(
+        direct.direct_url, "CREATE TABLE comments (owner text, task bigint, FOREIGN KEY (owner, task) REFERENCES tasks)"
+    )
+    sql(direct.direct_url, "INSERT INTO comments VALUES ($1, $2)", alice.id, task["id"])
+    try:
+        assert alice.ask("DELETE", f"/{task['id']}").status_code == 500
+        assert "comments_owner_task_fkey" in caplog.text
+    finally:
+        sql(direct.direct_url, "DROP TABLE comments")
+
+    sql(direct.direct_url, 'DELETE FROM "user" WHERE id = $1', alice.id)
+    assert alice.ask("POST", json={"title": "x"}).status_code == 401
+
+
+def test_an_index_that_is_being_rebuilt_is_waited_for(direct: Neon) -> None:
+    alice = direct.serve()()
+    alice.create("twice")
+    sql(direct.direct_url, f"CREATE UNIQUE INDEX tasks_key_ccnew ON tasks (title) WHERE user_id = '{alice.id}'")
+    before = direct.front.statements
+    try:
+        with crowd(1) as threads:
+            answer = threads.submit(alice.ask, "POST", json={"title": "twice"})
+            while direct.front.statements < before + 2:
+                assert not answer.done()
+            sql(direct.direct_url, "DROP INDEX tasks_key_ccnew")
+            assert answer.result().status_code == 201
+    finally:
+        sql(direct.direct_url, "DROP INDEX IF EXISTS tasks_key_ccnew")
+
+
+POOLER_IS_FULL = [
+    ("53300", "sorry, too many clients already"),
+    ("XX000", "sorry, too many clients already"),
+    ("08P01", "client connections exceeded"),
+    ("08P01", "no more connections allowed (max_client_conn)"),
+]
+
+
+@pytest.mark.parametrize(("sqlstate", "text"), POOLER_IS_FULL)
+def test_a_write_that_a_full_pooler_refused_is_run(direct: Neon, sqlstate: str, text: str) -> None:
+    alice = direct.serve(pool_size=1)()
+    direct.wait_until_warm()
+    direct.front.statement_refusals.extend([(sqlstate, text)] * 2)
+
+    assert alice.ask("POST", json={"title": "x"}).status_code == 201
+    assert not direct.front.statement_refusals
+    assert [row["title"] for row in alice.stored()] == ["x"]

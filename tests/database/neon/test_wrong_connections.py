@@ -1,0 +1,88 @@
+"""Connections that are open and of no use: to a server that is no primary any more, forgotten by the network, old."""
+
+import asyncio
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.database.neon.conftest import Neon
+from tests.support.api import Person, error
+from tests.support.postgres import sql
+from todo_api.database.connecting import Connector
+
+PIDS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+
+@pytest.fixture
+def failed_over(direct: Neon) -> Iterator[Person]:
+    """A service whose connections all lead to a server that accepts no writes."""
+    # Sessions that begin now are read-only for good, whatever the database is set to later.
+    sql(direct.direct_url, "ALTER ROLE postgres IN DATABASE todo SET default_transaction_read_only = on")
+    client = direct.serve(pool_size=4, wake_seconds=2)
+    direct.wait_until_warm()
+    direct.direct_url += "&default_transaction_read_only=off"
+    yield client()
+    sql(direct.direct_url, "ALTER ROLE postgres IN DATABASE todo RESET default_transaction_read_only")
+
+
+def test_writes_succeed_once_the_name_leads_to_a_primary(direct: Neon, failed_over: Person) -> None:
+    sql(direct.direct_url, "ALTER ROLE postgres IN DATABASE todo RESET default_transaction_read_only")
+
+    started = time.monotonic()
+    assert [failed_over.ask("POST", json={"title": "x"}).status_code for _ in range(8)] == [201] * 8
+    assert time.monotonic() - started < 3
+
+
+def test_a_database_that_stays_read_only_is_an_error_in_time(direct: Neon, failed_over: Person) -> None:
+    opened, started = direct.front.connections, time.monotonic()
+
+    answer = failed_over.ask("POST", json={"title": "x"})
+
+    assert (answer.status_code, answer.json()) == (500, error("Internal server error"))
+    assert int(answer.headers["retry-after"]) > 0
+    assert time.monotonic() - started < 3
+    assert direct.front.connections - opened <= 8
+    assert failed_over.tasks() == []
+
+
+def test_a_connection_forgotten_while_idle_is_replaced(neon: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("todo_api.database.connections.REST_SECONDS", 0.2)
+    alice = neon.serve(pool_size=4)()
+    neon.wait_until_warm()
+    time.sleep(1)
+    neon.front.go_half_open()
+
+    started = time.monotonic()
+    assert [alice.ask("POST", json={"title": "x"}).status_code for _ in range(4)] == [201] * 4
+    assert time.monotonic() - started < 5
+
+
+def test_a_rested_connection_that_lives_is_used(direct: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("todo_api.database.connections.REST_SECONDS", 0)
+    alice = direct.serve(pool_size=1)()
+    direct.wait_until_warm()
+
+    assert [alice.ask("POST", json={"title": "x"}).status_code for _ in range(4)] == [201] * 4
+    assert direct.front.connections == 1
+
+
+def test_a_connection_is_replaced_at_its_greatest_age(direct: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("todo_api.database.connections.AGE_SECONDS", 0.2)
+    alice = direct.serve(pool_size=1)()
+    direct.wait_until_warm()
+    before = sql(direct.direct_url, PIDS)
+
+    deadline = time.monotonic() + 5
+    while sql(direct.direct_url, PIDS) == before:
+        assert alice.ask("POST", json={"title": "x"}).status_code == 201
+        assert time.monotonic() < deadline
+
+
+def test_the_kernel_watches_idle_connections(direct: Neon) -> None:
+    opened = asyncio.run(Connector(direct.url).open_socket("127.0.0.1", direct.front.port))
+
+    with opened:
+        assert opened.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 60
