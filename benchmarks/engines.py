@@ -23,7 +23,7 @@ from benchmarks.__main__ import machine, say
 from benchmarks.database import USERS, BenchmarkDatabase, benchmark_database
 from benchmarks.processes import cpu_seconds, spent
 from todo_api import statements
-from todo_api.database import as_query
+from todo_api.database import Query
 
 TASKS = USERS * 100
 ROUNDS = 3
@@ -69,11 +69,11 @@ class Engine:
 
     async def measure(self, operation: str) -> dict[str, float]:
         """Run one operation for random users on one connection; return milliseconds and processor microseconds."""
-        query = as_query(OPERATIONS[operation])
+        query = Query(OPERATIONS[operation])
         connection = await asyncpg.connect(self.url)
         try:
             if operation == "delete":
-                create = as_query(statements.CREATE)
+                create = Query(statements.CREATE)
                 values = create.arguments({"owner": "d", "new_title": "x", "new_description": None})
                 made = [json.loads(await connection.fetchval(create.text, *values)) for _ in range(STATEMENTS + 20)]
                 self._created = [task["id"] for task in made]
