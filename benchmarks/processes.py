@@ -67,7 +67,7 @@ class Service:
 
 @contextmanager
 def service(name: str, database_url: str, workers: int = 1, python: str = sys.executable) -> Iterator[Service]:
-    """Serve one of the `APPLICATIONS` as the README says for production, once it has started and listens."""
+    """Serve one of the `APPLICATIONS` with the README's options for production; yield once it listens."""
     port = free_port()
     environment = {
         **os.environ,

@@ -306,7 +306,7 @@ def load(result: dict[str, Any]) -> str:
 def _draw_load(found: dict[str, Any]) -> None:
     import matplotlib.pyplot as plt  # noqa: PLC0415  # takes a second to import, and not every report has plots
 
-    plt.rcParams["svg.hashsalt"] = "todo-api"  # the same figures make the same file
+    plt.rcParams["svg.hashsalt"] = "todo-api"  # the same figures give the same file
     PLOTS.mkdir(exist_ok=True)
     figure, rows = plt.subplots(2, len(found), figsize=(4 * len(found), 6), layout="constrained", squeeze=False)
     for column, (way, services) in enumerate(found.items()):

@@ -1,4 +1,4 @@
-"""One application, used from one event loop after another."""
+"""One application used on several event loops, one after the other."""
 
 import asyncio
 import gc
@@ -13,7 +13,7 @@ from todo_api.database import Database
 from todo_api.main import create_app
 from todo_api.statements import LIST
 
-# Python warns of the sockets that a loop which is gone has left open.
+# Python warns about sockets that a closed event loop left open.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -26,7 +26,7 @@ def warned_here() -> Iterator[None]:
     gc.collect()
 
 
-def test_a_client_with_a_loop_for_each_request_is_answered(alice: Person) -> None:
+def test_each_request_on_new_event_loop(alice: Person) -> None:
     client = TestClient(create_app(settings_for(alice.database_url), BearerIsIdentity()))
 
     for _ in range(4):
@@ -34,7 +34,7 @@ def test_a_client_with_a_loop_for_each_request_is_answered(alice: Person) -> Non
         assert client.get("/health/ready").status_code == 200
 
 
-def test_connections_of_a_loop_that_is_gone_are_not_used(database_url: str) -> None:
+def test_connections_of_closed_loop_are_dropped(database_url: str) -> None:
     database = Database(settings_for(database_url))
 
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""The tables of errors, line by line: what an error means while connecting, and what it means of a statement."""
+"""The classification of errors, row by row: while connecting, and of statements."""
 
 import ssl
 
@@ -11,7 +11,7 @@ CLOSED = "connection was closed in the middle of operation"
 
 
 def postgres_error(sqlstate: str, text: str, constraint: str | None = None) -> asyncpg.PostgresError:
-    """Make the error that the driver makes of a server's message."""
+    """Build the driver's error for a server's message."""
     fields = {"C": sqlstate, "M": text} | ({"n": constraint} if constraint else {})
     error: asyncpg.PostgresError = asyncpg.PostgresError.new(fields)
     return error
@@ -45,7 +45,7 @@ CONNECTING = [
 
 
 @pytest.mark.parametrize(("sqlstate", "text", "meaning"), CONNECTING)
-def test_what_a_servers_error_means_while_connecting(sqlstate: str, text: str, meaning: Meaning) -> None:
+def test_server_error_while_connecting(sqlstate: str, text: str, meaning: Meaning) -> None:
     assert while_connecting(postgres_error(sqlstate, text)) is meaning
 
 
@@ -54,7 +54,7 @@ def test_what_a_servers_error_means_while_connecting(sqlstate: str, text: str, m
     [
         (ConnectionRefusedError(111, "Connection refused"), Meaning.AWAY),
         (TimeoutError(), Meaning.AWAY),
-        (FileNotFoundError(2, "No such file or directory"), Meaning.AWAY),  # of a Unix socket
+        (FileNotFoundError(2, "No such file or directory"), Meaning.AWAY),  # for a Unix socket
         (asyncpg.TargetServerAttributeNotMatched("None of the hosts match"), Meaning.AWAY),
         (PermissionError(13, "Permission denied", "/home/todo/.postgresql"), Meaning.LASTING),
         (ssl.SSLCertVerificationError("certificate verify failed"), Meaning.LASTING),
@@ -62,7 +62,7 @@ def test_what_a_servers_error_means_while_connecting(sqlstate: str, text: str, m
         (ValueError("names an sslrootcert file that cannot be read"), Meaning.LASTING),
     ],
 )
-def test_what_another_error_means_while_connecting(error: Exception, meaning: Meaning) -> None:
+def test_other_error_while_connecting(error: Exception, meaning: Meaning) -> None:
     assert while_connecting(error) is meaning
 
 
@@ -100,7 +100,7 @@ STATEMENTS = [
 
 
 @pytest.mark.parametrize(("sqlstate", "text", "meaning"), STATEMENTS)
-def test_what_a_servers_error_means_of_a_statement(sqlstate: str, text: str, meaning: Meaning) -> None:
+def test_server_error_of_a_statement(sqlstate: str, text: str, meaning: Meaning) -> None:
     assert of_statement(postgres_error(sqlstate, text)) is meaning
 
 
@@ -118,7 +118,7 @@ def test_what_a_servers_error_means_of_a_statement(sqlstate: str, text: str, mea
         ("23514", "tasks_title_check", Meaning.OWN),
     ],
 )
-def test_what_a_violated_constraint_means(sqlstate: str, constraint: str | None, meaning: Meaning) -> None:
+def test_constraint_violation_of_a_statement(sqlstate: str, constraint: str | None, meaning: Meaning) -> None:
     assert of_statement(postgres_error(sqlstate, "violates a constraint", constraint)) is meaning
 
 
@@ -135,5 +135,5 @@ def test_what_a_violated_constraint_means(sqlstate: str, constraint: str | None,
         (TimeoutError(), Meaning.UNKNOWN),
     ],
 )
-def test_what_another_error_means_of_a_statement(error: Exception, meaning: Meaning) -> None:
+def test_other_error_of_a_statement(error: Exception, meaning: Meaning) -> None:
     assert of_statement(error) is meaning

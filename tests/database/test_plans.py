@@ -37,7 +37,7 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def plan_of(url: str, statement: ClauseElement) -> list[dict[str, Any]]:
-    """Have PostgreSQL plan a statement as it does for prepared ones, whatever their parameters."""
+    """Ask PostgreSQL for the generic plan of a prepared statement."""
     query = Query(statement)
     nulls = ", ".join(["NULL"] * len(query.arguments(defaultdict(str))))
 

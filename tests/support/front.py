@@ -1,4 +1,4 @@
-"""What Neon's proxy does, and what networks do: stands between the service and its database, and can misbehave."""
+"""A proxy between the service and its database, like Neon's, which can simulate faults of servers and networks."""
 
 import asyncio
 import ssl
@@ -13,16 +13,16 @@ from tests.support.crowd import untraced
 
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 NO_SNI = "Endpoint ID is not specified. Either please upgrade the postgres client library (libpq) for SNI support"
-# The client's messages after which it waits for an answer: Sync, Flush, Query. Each is a round trip.
+# The client's messages after which it waits for a response, each one a round trip: Sync, Flush, Query.
 TRIPS = (b"S", b"H", b"Q")
-# Those that have it run a statement: Execute, Query.
+# The messages that run a statement: Execute, Query.
 EXECUTIONS = (b"E", b"Q")
 
 
 class Front:
-    """A server on loopback that relays to a port or a Unix socket.
+    """A proxy on loopback that relays to a port or a Unix socket.
 
-    It terminates TLS, as Neon's proxy does, where it has a certificate; without one it takes plain connections.
+    With a certificate it terminates TLS, as Neon's proxy does; without one it accepts plain connections.
     """
 
     def __init__(self, upstream: int | str, tls: ssl.SSLContext | None = None) -> None:
@@ -37,15 +37,15 @@ class Front:
         self.statements = 0
         self.connections = 0
         self.server_names: list[str] = []
-        # What goes wrong, set by the tests while it runs.
-        self.refusals: deque[tuple[str, str]] = deque()  # SQLSTATE and text, one for each new connection
-        self.statement_refusals: deque[tuple[str, str]] = deque()  # the same, one in place of running a statement
-        self.wake: Callable[[], None] | None = None  # called while new connections are held
+        # Faults, set by the tests while it runs.
+        self.refusals: deque[tuple[str, str]] = deque()  # SQLSTATE and text; one for each new connection
+        self.statement_refusals: deque[tuple[str, str]] = deque()  # the same; one instead of running a statement
+        self.wake: Callable[[], None] | None = None  # called while new connections are held back
         self.lose_next_answer = False
         self.close_when_lost = True
         self._clients: set[asyncio.StreamWriter] = set()
-        self._sound = asyncio.Event()
-        self._sound.set()
+        self._relaying = asyncio.Event()
+        self._relaying.set()
         if tls:
             tls.sni_callback = lambda _socket, name, _context: self.server_names.append(name)
 
@@ -57,25 +57,25 @@ class Front:
         return self
 
     def fall_silent(self) -> None:
-        """Relay nothing more, without closing anything, until `speak`."""
-        self._loop.call_soon_threadsafe(self._sound.clear)
+        """Stop relaying, without closing any connection, until `speak`."""
+        self._loop.call_soon_threadsafe(self._relaying.clear)
 
     def go_half_open(self) -> None:
-        """Relay nothing more on the connections there are, without closing them; new ones are as good as ever."""
+        """Stop relaying on the existing connections, without closing them; new ones work."""
 
         def go() -> None:
-            self._sound.clear()
-            self._sound = asyncio.Event()
-            self._sound.set()
+            self._relaying.clear()
+            self._relaying = asyncio.Event()
+            self._relaying.set()
 
         self._loop.call_soon_threadsafe(go)
 
     def speak(self) -> None:
-        """Relay again, and what was held back first."""
-        self._loop.call_soon_threadsafe(self._sound.set)
+        """Relay again, beginning with what was held back."""
+        self._loop.call_soon_threadsafe(self._relaying.set)
 
-    def say_farewell(self) -> None:
-        """Tell every client that its connection is being terminated, as a server does, but leave it open."""
+    def send_termination_notice(self) -> None:
+        """Send every client the server's notice of termination, but leave the connection open."""
 
         async def say() -> None:
             for client in self._clients:
@@ -83,8 +83,8 @@ class Front:
 
         self._run(say())
 
-    def hang_up(self) -> None:
-        """Close every connection there is."""
+    def abort_connections(self) -> None:
+        """Abort every connection."""
 
         async def close() -> None:
             for client in self._clients:
@@ -164,10 +164,10 @@ class Front:
         client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         server: tuple[asyncio.StreamReader, asyncio.StreamWriter],
     ) -> None:
-        losing, sound = asyncio.Event(), self._sound
+        losing, relaying = asyncio.Event(), self._relaying
         directions = [
-            asyncio.ensure_future(self._forward(client, server[1], losing, sound)),
-            asyncio.ensure_future(self._answer(server[0], client[1], losing, sound)),
+            asyncio.ensure_future(self._forward(client, server[1], losing, relaying)),
+            asyncio.ensure_future(self._answer(server[0], client[1], losing, relaying)),
         ]
         try:
             await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
@@ -181,12 +181,12 @@ class Front:
         client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         server: asyncio.StreamWriter,
         losing: asyncio.Event,
-        sound: asyncio.Event,
+        relaying: asyncio.Event,
     ) -> None:
         while True:
             kind = await client[0].readexactly(1)
             message = kind + await _untyped(client[0])
-            await sound.wait()
+            await relaying.wait()
             if kind == b"B" and self.statement_refusals:
                 await _refuse(client[1], *self.statement_refusals.popleft())
                 return
@@ -199,10 +199,10 @@ class Front:
             server.write(message)
 
     async def _answer(
-        self, server: asyncio.StreamReader, client: asyncio.StreamWriter, losing: asyncio.Event, sound: asyncio.Event
+        self, server: asyncio.StreamReader, client: asyncio.StreamWriter, losing: asyncio.Event, relaying: asyncio.Event
     ) -> None:
         while data := await server.read(65536):
-            await sound.wait()
+            await relaying.wait()
             if losing.is_set():
                 if not self.close_when_lost:
                     await asyncio.Event().wait()
@@ -211,7 +211,7 @@ class Front:
 
 
 async def _untyped(reader: asyncio.StreamReader) -> bytes:
-    """Read a message without a type, or the rest of one with: its length and what follows."""
+    """Read a message without a type byte, or the rest of one after it: the length and the payload."""
     length = await reader.readexactly(4)
     return length + await reader.readexactly(struct.unpack("!i", length)[0] - 4)
 

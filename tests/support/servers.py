@@ -65,7 +65,7 @@ class Postgres:
         self._server.stop()
 
     def copy(self, directory: Path) -> None:
-        """Start a standby of the server, with its data in a directory that does not exist yet."""
+        """Start a standby of the server, with its data in a new directory."""
         owner = self.directory.stat()
         directory.mkdir(mode=0o700)
         shutil.chown(directory, owner.st_uid, owner.st_gid)
@@ -105,7 +105,7 @@ class Postgres:
 
 
 def _as_owner_of(directory: Path) -> dict[str, Any]:
-    """Return the arguments that make `subprocess` run a program as the owner of a directory, if that is allowed."""
+    """Return arguments for `subprocess` to run a program as a directory's owner, if root runs the tests."""
     owner = directory.stat()
     return {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []} if os.geteuid() == 0 else {}
 
@@ -152,8 +152,8 @@ class PgBouncer:
         configuration.write_text(text)
         return configuration
 
-    def lead_to(self, postgres: Postgres) -> None:
-        """Connect to another server from now on; the clients keep their connections."""
+    def switch_to(self, postgres: Postgres) -> None:
+        """Switch to another server; the clients keep their connections."""
         self._postgres = postgres
         self._configure()
         self.signal(signal.SIGHUP)

@@ -1,4 +1,4 @@
-"""Writers, readers and a fault every few seconds; at the end, what was acknowledged is compared with what is stored.
+"""Writers and readers, with a fault every few seconds; then compares the acknowledged writes with the stored tasks.
 
 Run by `make soak`, with the seconds it takes as an optional argument.
 """
@@ -27,10 +27,10 @@ from tests.support.serving import free_port, process, wait_for
 WRITERS = 6
 READERS = 4
 ROOT = Path(__file__).parents[2]
-# Why a request may fail: a write that was under way when its connection broke or fell silent, a full disk, a server
-# that stays read-only for long, and a pooler that mixes up statements.
+# Why a request may fail: a write whose connection broke or timed out while it ran, a full disk, a server that stays
+# read-only for long, and a pooler that does not track prepared statements.
 EXPLAINED = ("in the middle of operation", "TimeoutError()", "DiskFull", "read-only transaction", "prepared statement")
-# Its error, without filling a disk.
+# The error of a full disk, without filling one.
 DISK_FULL = """
     CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN RAISE 'No space left on device' USING ERRCODE = '53100'; END $$
@@ -39,7 +39,7 @@ DISK_IS_FULL = "CREATE TRIGGER full_disk BEFORE INSERT ON tasks FOR EACH ROW EXE
 
 
 class Soak:
-    """What the clients saw."""
+    """The clients, and the responses that they received."""
 
     def __init__(self, url: str, owner: str) -> None:
         self.tasks = f"{url}/api/{owner}/tasks"
@@ -50,7 +50,7 @@ class Soak:
         self.over = threading.Event()
 
     def write(self, name: int) -> None:
-        """Create tasks, each with a title of its own, complete them, and reopen those of which that got no answer."""
+        """Create tasks with unique titles, complete them, and reopen those whose complete was not acknowledged."""
         with httpx2.Client(headers=self.headers, timeout=60) as client:
             number = 0
             while not self.over.is_set():
@@ -66,7 +66,7 @@ class Soak:
                         answer = self._timed("reopen", client.put, path, json={"status": "incomplete"})
 
     def read(self) -> None:
-        """Get tasks one by one."""
+        """Get one task repeatedly."""
         with httpx2.Client(headers=self.headers, timeout=60) as client:
             first = client.post(self.tasks, json={"title": "to be read"}).json()["id"]
             while not self.over.is_set():
@@ -84,7 +84,7 @@ class Soak:
 
 
 class Faults:
-    """What happens to the database meanwhile."""
+    """The faults of the database and its pooler."""
 
     def __init__(self, postgres: Postgres, bouncer: PgBouncer, front: Front) -> None:
         self.postgres = postgres
@@ -92,8 +92,8 @@ class Faults:
         self._front = front
         self.count: Counter[str] = Counter()
 
-    def strike(self) -> str:
-        """Do one of them, and leave everything running."""
+    def inject(self) -> str:
+        """Inject a random fault, and leave everything running."""
         fault = random.choice(
             [
                 self.suspend,
@@ -112,7 +112,7 @@ class Faults:
         return fault.__name__
 
     def suspend(self) -> None:
-        """Suspend the compute, and wake it on the next connection."""
+        """Stop compute and pooler; the next connection starts them again."""
         self._bouncer.kill()
         self.postgres.stop()
         woken = threading.Event()
@@ -126,51 +126,51 @@ class Faults:
         woken.wait()
 
     def restart(self) -> None:
-        """Restart the compute, and refuse connections meanwhile."""
+        """Restart the compute, refusing connections meanwhile."""
         self._bouncer.kill()
         self.postgres.stop()
         time.sleep(random.uniform(0.3, 3))
         self._resume()
 
     def kill(self) -> None:
-        """Kill the compute: nothing is said to anyone."""
+        """Kill the compute without notice to its clients."""
         self._bouncer.kill()
         self.postgres.kill()
         time.sleep(random.uniform(0.3, 1))
         self._resume()
 
     def lose_the_pooler(self) -> None:
-        """Kill the pooler alone."""
+        """Kill the pooler and start it again."""
         self._bouncer.kill()
         self._bouncer.start()
 
     def lose_an_answer(self) -> None:
-        """Drop an answer on its way back."""
+        """Drop one response on its way to the service."""
         self._front.lose_next_answer = True
 
     def go_half_open(self) -> None:
-        """Forget every connection, idle or not, without a word to either end."""
+        """Stop relaying on every connection, without closing them."""
         self._front.go_half_open()
 
     def fill_the_disk(self) -> None:
-        """Have every insert fail for a while as on a full disk."""
+        """Let every insert fail for a second as on a full disk."""
         sql(self.url(), DISK_FULL)
         sql(self.url(), DISK_IS_FULL)
         time.sleep(1)
         sql(self.url(), "DROP FUNCTION full_disk CASCADE")
 
     def fail_over(self) -> None:
-        """Switch over to a standby; the pooler leads to the old server for a while, which is read-only then."""
+        """Promote a standby; for a while the pooler still connects to the old server, which is then read-only."""
         old = self.postgres
         directory = old.directory.with_name(f"postgres-{self.count.total()}")
         old.copy(directory)
         self.postgres = old.switch_over(directory)
         time.sleep(random.uniform(0.3, 3))
-        self._bouncer.lead_to(self.postgres)
+        self._bouncer.switch_to(self.postgres)
         old.stop_standby()
 
     def stop_tracking(self) -> None:
-        """Have the pooler track no prepared statements for a while."""
+        """Run the pooler without tracking of prepared statements for two seconds."""
         self._bouncer.kill()
         self._bouncer.start(max_prepared_statements=0)
         time.sleep(2)
@@ -182,7 +182,7 @@ class Faults:
         self.postgres.stop()
 
     def url(self) -> str:
-        """Return the URL of the database, past the pooler."""
+        """Return the URL of the database without the pooler."""
         return self.postgres.url.replace("/postgres?", "/todo?")
 
     def _resume(self) -> None:
@@ -191,7 +191,7 @@ class Faults:
 
 
 def main() -> int:
-    """Run the soak and print what came of it; fail if anything promised was broken."""
+    """Run the soak and print the result; exit with 1 if a promise was broken."""
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 120
     program = find_pgbouncer()
     if program is None:
@@ -212,7 +212,7 @@ def main() -> int:
         stack.callback(silent.speak)
         port = free_port()
         environment = {
-            # The first host accepts connections, and never says a word.
+            # The first host accepts connections and never responds.
             "DATABASE_URL": f"postgresql://postgres@127.0.0.1:{silent.port},127.0.0.1:{front.port}/todo",
             "AUTH_BACKEND": "tests.support.api:BearerIsIdentity",
             "PYTHONPATH": str(ROOT),
@@ -229,7 +229,7 @@ def main() -> int:
             end = time.monotonic() + seconds
             while time.monotonic() < end and not any(client.done() for client in clients):
                 time.sleep(random.uniform(1, 4))
-                fault = faults.strike()
+                fault = faults.inject()
                 left = max(0, end - time.monotonic())
                 print(f"\r{left:5.0f} s left, {soak.codes.total():7} requests, last: {fault:16}", end="", flush=True)
             soak.over.set()
@@ -240,7 +240,7 @@ def main() -> int:
 
 
 def report(soak: Soak, faults: Faults, stored: list[tuple[str, str]], log: str) -> int:
-    """Print the table, and tell by the exit code whether every promise was kept."""
+    """Print the table of results, and return the exit code: 0 if every promise was kept."""
     failures = [line for line in log.splitlines() if "unavailable" in line or "crashed" in line]
     count, statuses = Counter(title for title, _ in stored), dict(stored)
     lost = [title for title in soak.acknowledged if title not in count]

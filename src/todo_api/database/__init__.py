@@ -1,7 +1,7 @@
-"""The way to the database: statements, connections, and what a failure of either means.
+"""Running statements on a pool of connections, with retries.
 
-`query` knows statements, `failures` errors, `connecting` opens one connection, `connections` keeps them and `waiting`
-those who wait for one. `running` puts them together.
+`query` compiles statements, `failures` classifies errors, `connecting` opens one connection, `connections` is the pool
+and `waiting` its queue. `running` combines them.
 """
 
 from todo_api.database.query import Query

@@ -1,4 +1,4 @@
-"""Opening one connection: which addresses are tried, how long each, and what their sockets are told."""
+"""Opening one connection: the hosts and addresses to try, the timeout of each, and the options of the sockets."""
 
 import asyncio
 import socket
@@ -10,11 +10,11 @@ import asyncpg
 from todo_api.database.failures import Meaning, while_connecting
 from todo_api.database_url import connect_arguments
 
-# All hosts of the connection string together, and one address where its host has several.
+# For all hosts of the connection string together, and for one address of a host that has several.
 CONNECT_SECONDS = 5.0
 ADDRESS_SECONDS = 1.0
-# An idle connection that the network has forgotten is closed by the kernel within a minute or two, and the probes keep
-# network equipment from forgetting it. They do not reach the database, so they keep no compute awake.
+# TCP keepalive: the kernel closes an idle connection within two minutes after the network has dropped it, and the
+# probes keep firewalls and NAT from dropping it. PostgreSQL does not see them, so they do not keep a compute awake.
 _KEEPALIVE = {"TCP_KEEPIDLE": 45, "TCP_KEEPALIVE": 45, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 _OPTIONS = [(getattr(socket, name), value) for name, value in _KEEPALIVE.items() if hasattr(socket, name)]
 
@@ -26,7 +26,7 @@ class Connector:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._host = 0  # the one that answered last is tried first
+        self._host = 0  # index of the host that was connected to last, which is tried first
         self._address: object = None
 
     async def connect(self, *, statement_seconds: float | None = None) -> asyncpg.Connection:
@@ -35,11 +35,11 @@ class Connector:
         Its statements raise `TimeoutError` after `statement_seconds`. Raises one of `CONNECT_ERRORS`, within
         `CONNECT_SECONDS`.
         """
-        arguments = connect_arguments(self._url)  # each time: certificates that were renewed count from now on
+        arguments = connect_arguments(self._url)  # on each call, so that renewed certificates are used
         hosts = _each_host(arguments["dsn"])
         failure: Exception
-        for turn in range(len(hosts)):
-            host = (self._host + turn) % len(hosts)
+        for offset in range(len(hosts)):
+            host = (self._host + offset) % len(hosts)
             try:
                 connection = await asyncpg.connect(
                     hosts[host],
@@ -47,7 +47,7 @@ class Connector:
                     loop=_Loop(self),
                     timeout=CONNECT_SECONDS / len(hosts),
                     command_timeout=statement_seconds,
-                    statement_cache_size=0,  # or the driver names statements by a number of its process
+                    statement_cache_size=0,  # otherwise the driver names statements by a counter of the process
                 )
             except CONNECT_ERRORS as error:
                 if while_connecting(error) is not Meaning.AWAY:
@@ -86,22 +86,22 @@ class Connector:
 
 
 class _Loop:
-    """The running loop, as asyncpg is to see it: with sockets opened by a `Connector`.
+    """The running loop, passed to asyncpg, which opens sockets by a `Connector`.
 
-    asyncpg knows the host's name, for TLS, but leaves the addresses to the loop: those are tried one after the other
-    without a bound for each, and there is no place to set an option of the socket.
+    asyncpg passes the host's name to the loop, which tries its addresses in turn without a timeout for each, and cannot
+    set options of the socket.
     """
 
     def __init__(self, connector: Connector) -> None:
         self._connector = connector
         self._loop = asyncio.get_running_loop()
-        self.call_later = self._loop.call_later  # used for every statement, and faster so
+        self.call_later = self._loop.call_later  # used for every statement: faster than by __getattr__
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # whatever the loop has
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # as the loop's attribute
         return getattr(self._loop, name)
 
     async def create_connection(self, factory: Any, host: str, port: int, **options: Any) -> Any:  # noqa: ANN401  # as the loop's
-        """Connect as the loop does."""
+        """Connect like the loop, on a socket of the `Connector`."""
         if "ssl" in options:
             options["server_hostname"] = host
         opened = await self._connector.open_socket(host, port)
@@ -109,7 +109,7 @@ class _Loop:
 
 
 def _each_host(dsn: str) -> list[str]:
-    """Cut a connection string into one for each of its hosts, in the order in which they are to be tried."""
+    """Split a connection string into one for each host, in the order to try them."""
     parts = urlsplit(dsn)
     query = dict(parse_qsl(parts.query))
     credentials, at, netloc = parts.netloc.rpartition("@")
@@ -123,7 +123,7 @@ def _each_host(dsn: str) -> list[str]:
         cut = [parts._replace(query=urlencode({**query, **one})) for one in each]
     if len(cut) == 1:
         return [dsn]
-    if query.get("target_session_attrs") == "prefer-standby":  # which asyncpg decides among the hosts it knows
+    if query.get("target_session_attrs") == "prefer-standby":  # asyncpg can only apply this to all hosts at once
         found = [one.query.replace("=prefer-standby", "=standby") for one in cut]
         cut = [one._replace(query=standby) for one, standby in zip(cut, found, strict=True)] + cut
     return [urlunsplit(one) for one in cut]

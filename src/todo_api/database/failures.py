@@ -1,4 +1,4 @@
-"""What an error means, which depends on when it came: while connecting, or from a statement."""
+"""Classifies the driver's errors, while connecting and of statements."""
 
 import re
 import ssl
@@ -9,23 +9,23 @@ import asyncpg
 
 
 class Meaning(Enum):
-    """What an error says about the database, and about the statement."""
+    """What an error means for the request, its statement and its connection."""
 
     # While connecting:
-    AWAY = auto()  # no connection at the moment: wait for one
+    AWAY = auto()  # no connection can be opened at the moment: wait and retry
     LASTING = auto()  # waiting does not help: a wrong password, a spent quota, a missing file
     # Of a statement:
-    OWN = auto()  # its own trouble: nothing was applied, the connection is well, and a second try would not help
+    OWN = auto()  # an error of the statement itself: not applied, the connection is usable, and a retry would not help
     NO_ACCOUNT = auto()  # the owner of a new task has no account
-    ROLLED_BACK = auto()  # for the sake of another statement: run it again
-    NOT_RUN = auto()  # there was no server to run it on: run it again
-    READ_ONLY = auto()  # the connection leads to a server that is no primary any more: not run
-    UNTRACKED = auto()  # the pooler in between does not know which statements are prepared: not run
+    ROLLED_BACK = auto()  # because of a concurrent statement: retry
+    NOT_RUN = auto()  # no server received it: retry
+    READ_ONLY = auto()  # not run, because the server is no longer a primary
+    UNTRACKED = auto()  # not run, because the pooler does not track prepared statements
     UNKNOWN = auto()  # it may have been applied
 
 
 class Rule(NamedTuple):
-    """A line of the tables below: patterns of SQLSTATE, text and constraint. An empty one fits everything."""
+    """A row of the tables below: regular expressions for SQLSTATE, text and constraint. An empty one matches any."""
 
     sqlstate: str
     meaning: Meaning
@@ -33,14 +33,14 @@ class Rule(NamedTuple):
     constraint: str = ""
 
 
-# A server or pooler with too many connections. Poolers say so in their own codes, and may say it instead of running a
-# statement.
+# Errors of a server or pooler with too many connections. Poolers use other SQLSTATEs for them, and may send them
+# instead of running a statement.
 _FULL = (
     "sorry, too many clients|too many connections|remaining connection slots|no more connections allowed|"
     "client connections exceeded"
 )
-# Neon's proxy gives every error the code XX000, and PgBouncer its own errors 08P01: there the text decides. Texts not
-# known to pass are taken as lasting: a wrong password is an error at once, not after ten seconds.
+# Neon's proxy uses XX000 for every error, and PgBouncer 08P01 for its own, so the text decides. Unknown texts count as
+# lasting, so that a wrong password is reported at once, not after ten seconds.
 _AWAY_TEXTS = (
     f"{_FULL}|Couldn't connect to compute node|Control plane request failed(?!: )|Failed to acquire permit|"
     "Authentication timed out|Internal error|query_wait_timeout|server login has been failing|server conn crashed|"
@@ -53,36 +53,36 @@ _CONNECTING = (
     Rule("XX000|08P01", Meaning.AWAY, text=_AWAY_TEXTS),
 )
 _STATEMENT = (
-    Rule("53300|57P03", Meaning.NOT_RUN),  # a pooler's attempt to log in
+    Rule("53300|57P03", Meaning.NOT_RUN),  # from a pooler that could not log in
     Rule("08...|XX000", Meaning.NOT_RUN, text=f"{_FULL}|query_wait_timeout|server login has been failing"),
-    Rule("08(?!P01)...|57P0[12]", Meaning.UNKNOWN),  # it broke in between, here or behind a router
+    Rule("08(?!P01)...|57P0[12]", Meaning.UNKNOWN),  # the connection broke, here or behind a router
     Rule("25006", Meaning.READ_ONLY),
     Rule("26000|42P05", Meaning.UNTRACKED),
     Rule("40001|40P01", Meaning.ROLLED_BACK),  # serialization failure, deadlock
-    # The copy of a unique index while REINDEX CONCURRENTLY builds it: ON CONFLICT does not know it.
+    # The new index of REINDEX CONCURRENTLY while it is built, which ON CONFLICT does not use.
     Rule("23505", Meaning.ROLLED_BACK, constraint=r".*_cc(new|old)\d*"),
-    Rule("23503", Meaning.NO_ACCOUNT, constraint=r"tasks_user_id_fkey(_\d+)?"),  # Citus adds the shard's number
+    Rule("23503", Meaning.NO_ACCOUNT, constraint=r"tasks_user_id_fkey(_\d+)?"),  # Citus appends the shard's number
 )
 
 
 def while_connecting(error: Exception) -> Meaning:
-    """Tell what an error while connecting means."""
+    """Classify an error while connecting."""
     if isinstance(error, asyncpg.PostgresError):
         return _look_up(error, _CONNECTING, Meaning.LASTING)
-    if isinstance(error, asyncpg.InternalClientError):  # no host meets target_session_attrs, for one
+    if isinstance(error, asyncpg.InternalClientError):  # for example: no host meets target_session_attrs
         return Meaning.AWAY
     lasting = not isinstance(error, OSError) or isinstance(error, ssl.SSLCertVerificationError) or error.filename
     return Meaning.LASTING if lasting else Meaning.AWAY
 
 
 def of_statement(error: Exception) -> Meaning:
-    """Tell what an error of a statement means for it."""
+    """Classify an error of a statement."""
     if isinstance(error, asyncpg.PostgresError):
         return _look_up(error, _STATEMENT, Meaning.OWN)
-    if isinstance(error, asyncpg.InterfaceError):  # the connection had closed
+    if isinstance(error, asyncpg.InterfaceError):  # the connection was already closed
         return Meaning.NOT_RUN
     if isinstance(error, asyncpg.InternalClientError):
-        # The server had said goodbye on the idle connection, and had not closed it yet.
+        # The server had sent its termination notice on the idle connection, and not closed it yet.
         return Meaning.NOT_RUN if "cannot switch to state" in str(error) else Meaning.UNKNOWN
     return Meaning.UNKNOWN
 

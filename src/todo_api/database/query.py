@@ -15,10 +15,11 @@ _DIALECT = make_url("postgresql+asyncpg://").get_dialect()()
 
 
 class Query:
-    """A statement as PostgreSQL takes it: its text, and its parameters in the order of their numbers.
+    """A statement compiled for PostgreSQL: its text, and its parameters in the order of their numbers.
 
-    It is prepared as `name`, a hash of the text, so that one name means one statement in all processes behind a pooler.
-    `is_read` tells a SELECT that writes and locks nothing. Only such a statement is ever sent a second time.
+    It is prepared as `name`, a hash of the text, so that a name means the same statement in all processes behind a
+    pooler. `is_read` is true for a SELECT that neither writes nor locks: only such a statement is retried after it may
+    have run.
     """
 
     def __init__(self, statement: ClauseElement) -> None:
@@ -29,7 +30,7 @@ class Query:
         self._parameters = [(name, compiled.params[name]) for name in compiled.positiontup or []]
 
     def arguments(self, parameters: Mapping[str, object]) -> list[object]:
-        """Put the parameters in order; one that is not given has the statement's own value, or is null."""
+        """Put the parameters in order; a missing one gets its value in the statement, or null."""
         return [parameters.get(name, value) for name, value in self._parameters]
 
 
@@ -37,9 +38,9 @@ def _writes(part: object) -> bool:
     return getattr(part, "is_dml", False) or getattr(part, "_for_update_arg", None) is not None
 
 
-_made = cache(Query)  # statements are module constants
+_cached = cache(Query)  # statements are module constants
 
 
 def as_query(statement: ClauseElement | Query) -> Query:
-    """Return the query of a statement, made once and kept."""
-    return statement if isinstance(statement, Query) else _made(statement)
+    """Return the query of a statement, compiled once."""
+    return statement if isinstance(statement, Query) else _cached(statement)

@@ -1,4 +1,4 @@
-"""Several hosts, and several addresses of one host: each has a time of its own."""
+"""Several hosts, and several addresses of one host: each has its own timeout."""
 
 import socket
 import time
@@ -16,14 +16,14 @@ from todo_api.migrations import migrate
 
 
 def silent_listener(stack: ExitStack, host: str, port: int = 0) -> int:
-    """Listen on a port that answers nobody: as its queue is full, the kernel drops what arrives."""
+    """Listen on a port that never accepts: its backlog is full, so the kernel drops further connection attempts."""
     listener = stack.enter_context(socket.socket())
     listener.bind((host, port))
     listener.listen(0)
     address: tuple[str, int] = listener.getsockname()
     for _ in range(4):
         waiting = stack.enter_context(socket.socket())
-        waiting.setblocking(False)  # noqa: FBT003  # the standard library's own
+        waiting.setblocking(False)  # noqa: FBT003  # the standard library's signature
         with suppress(BlockingIOError):
             waiting.connect(address)
     return address[1]
@@ -36,7 +36,7 @@ def silent_port() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("order", ["{silent},{good}", "{good},{silent}", "127.0.0.1:1,{silent},{good}"])
-def test_a_silent_host_does_not_hide_the_next(direct: Neon, silent_port: int, order: str) -> None:
+def test_unresponsive_host_does_not_block_next(direct: Neon, silent_port: int, order: str) -> None:
     hosts = order.format(silent=f"127.0.0.1:{silent_port}", good=f"127.0.0.1:{direct.front.port}")
     direct.url = f"postgresql://postgres@{hosts}/todo?target_session_attrs=read-write"
     alice = direct.serve(pool_size=2)()
@@ -49,7 +49,7 @@ def test_a_silent_host_does_not_hide_the_next(direct: Neon, silent_port: int, or
     assert time.monotonic() - started < 10
 
 
-def test_hosts_may_stand_in_the_query(direct: Neon, silent_port: int) -> None:
+def test_hosts_in_query_parameters_work(direct: Neon, silent_port: int) -> None:
     ports = f"{silent_port},{direct.front.port}"
     direct.url = (
         f"postgresql://postgres@/todo?host=127.0.0.1,127.0.0.1&port={ports}&target_session_attrs=prefer-standby"
@@ -58,7 +58,7 @@ def test_hosts_may_stand_in_the_query(direct: Neon, silent_port: int) -> None:
     assert direct.serve(pool_size=1)().create()
 
 
-def test_a_host_that_accepts_and_says_nothing_does_not_hide_the_next(direct: Neon) -> None:
+def test_mute_host_does_not_block_next(direct: Neon) -> None:
     with Front(direct.front.port) as mute:
         mute.fall_silent()
         direct.url = f"postgresql://postgres@127.0.0.1:{mute.port},127.0.0.1:{direct.front.port}/todo"
@@ -70,7 +70,7 @@ def test_a_host_that_accepts_and_says_nothing_does_not_hide_the_next(direct: Neo
         mute.speak()
 
 
-def test_a_silent_address_of_a_host_does_not_hide_the_next(direct: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unresponsive_address_does_not_block_next(direct: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
     look_up = socket.getaddrinfo
 
     def two_addresses(host: Any, port: Any, *args: Any, **options: Any) -> Any:
@@ -89,7 +89,7 @@ def test_a_silent_address_of_a_host_does_not_hide_the_next(direct: Neon, monkeyp
         assert time.monotonic() - started < 3
 
 
-def test_a_server_without_the_wanted_role_is_an_absent_one(direct: Neon) -> None:
+def test_wrong_server_role_is_unavailable(direct: Neon) -> None:
     direct.url += "?target_session_attrs=standby"
     alice = direct.serve(wake_seconds=0.5)()
 

@@ -19,7 +19,7 @@ SLOW = "ALTER TABLE tasks ADD CONSTRAINT slow CHECK (title <> 'slow' OR pg_sleep
 
 @pytest.fixture(autouse=True)
 def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give up statements and connections sooner than the service does, for the tests' sake."""
+    """Shorten the timeouts of statements and connections, so that the tests take less time."""
     monkeypatch.setattr("todo_api.database.connections.STATEMENT_SECONDS", 0.5)
     monkeypatch.setattr("todo_api.database.connecting.CONNECT_SECONDS", 0.5)
     monkeypatch.setattr("todo_api.database.connections.CONNECT_SECONDS", 0.5)

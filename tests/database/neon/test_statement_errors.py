@@ -1,4 +1,4 @@
-"""Errors of single statements: what they mean for the request, the connection, and everybody else."""
+"""Errors of single statements: their effect on the request, the connection and other users."""
 
 import logging
 import time
@@ -24,7 +24,7 @@ FAILING = """
 
 @pytest.fixture
 def failing(direct: Neon) -> Iterator[Neon]:
-    """A database where creating a task whose title is an SQLSTATE fails so."""
+    """A database where creating a task whose title is an SQLSTATE fails with that SQLSTATE."""
     sql(direct.direct_url, FAIL)
     sql(direct.direct_url, FAILING)
     yield direct
@@ -32,9 +32,7 @@ def failing(direct: Neon) -> Iterator[Neon]:
 
 
 @pytest.mark.parametrize("sqlstate", ["53100", "53200", "53400", "54000", "55P03", "57014", "58030", "XX000"])
-def test_a_statements_own_error_is_answered_at_once(
-    failing: Neon, caplog: pytest.LogCaptureFixture, sqlstate: str
-) -> None:
+def test_statement_error_is_answered_at_once(failing: Neon, caplog: pytest.LogCaptureFixture, sqlstate: str) -> None:
     alice = failing.serve(pool_size=2)()
     failing.wait_until_warm()
     opened, started = failing.front.connections, time.monotonic()
@@ -54,7 +52,7 @@ def test_a_statements_own_error_is_answered_at_once(
     assert "s3cret" not in caplog.text
 
 
-def test_a_serialization_failure_is_run_again_a_few_times(
+def test_serialization_failure_is_retried(
     failing: Neon, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("todo_api.database.running.TRIES", 2)
@@ -67,7 +65,7 @@ def test_a_serialization_failure_is_run_again_a_few_times(
     assert "SerializationError" in caplog.text
 
 
-def test_a_write_that_a_router_lost_is_not_repeated(failing: Neon) -> None:
+def test_write_lost_by_router_is_not_retried(failing: Neon) -> None:
     alice = failing.serve(pool_size=1)()
     failing.wait_until_warm()
     before, opened = failing.front.statements, failing.front.connections
@@ -81,7 +79,7 @@ def test_a_write_that_a_router_lost_is_not_repeated(failing: Neon) -> None:
 
 @pytest.fixture
 def service_role(direct: Neon) -> Iterator[Neon]:
-    """A service that connects as a role of its own, for which one owner's rows are on a node that is dead."""
+    """A service whose role gets an error for one owner's rows, as if they were on a dead node."""
     dead = "BEGIN IF $1 = 'dead' THEN RAISE 'node is down' USING ERRCODE = '08006'; END IF; RETURN true; END"
     for statement in (
         "CREATE ROLE service LOGIN",
@@ -104,7 +102,7 @@ def service_role(direct: Neon) -> Iterator[Neon]:
         sql(direct.direct_url, statement)
 
 
-def test_a_dead_node_costs_other_users_nothing(service_role: Neon) -> None:
+def test_dead_node_does_not_slow_other_users(service_role: Neon) -> None:
     client = service_role.serve(pool_size=2, wake_seconds=1)
     alice = client()
     alice.create()
@@ -125,7 +123,7 @@ def test_a_dead_node_costs_other_users_nothing(service_role: Neon) -> None:
     sql(alice.database_url, 'DELETE FROM "user" WHERE id = $1', "dead")
 
 
-def test_only_the_owners_missing_account_is_unauthorized(direct: Neon, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_missing_account_is_unauthorized(direct: Neon, caplog: pytest.LogCaptureFixture) -> None:
     alice = direct.serve()()
     task = alice.create()
     sql(
@@ -142,7 +140,7 @@ def test_only_the_owners_missing_account_is_unauthorized(direct: Neon, caplog: p
     assert alice.ask("POST", json={"title": "x"}).status_code == 401
 
 
-def test_an_index_that_is_being_rebuilt_is_waited_for(direct: Neon) -> None:
+def test_conflict_with_reindex_is_retried(direct: Neon) -> None:
     alice = direct.serve()()
     alice.create("twice")
     sql(direct.direct_url, f"CREATE UNIQUE INDEX tasks_key_ccnew ON tasks (title) WHERE user_id = '{alice.id}'")
@@ -167,7 +165,7 @@ POOLER_IS_FULL = [
 
 
 @pytest.mark.parametrize(("sqlstate", "text"), POOLER_IS_FULL)
-def test_a_write_that_a_full_pooler_refused_is_run(direct: Neon, sqlstate: str, text: str) -> None:
+def test_write_refused_by_full_pooler_is_retried(direct: Neon, sqlstate: str, text: str) -> None:
     alice = direct.serve(pool_size=1)()
     direct.wait_until_warm()
     direct.front.statement_refusals.extend([(sqlstate, text)] * 2)

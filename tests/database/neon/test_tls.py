@@ -121,7 +121,7 @@ def test_rotated_authority_needs_no_restart(
         assert alice.ask("GET").status_code == 200
 
         successor.issue_cert("localhost").configure_cert(certificate)
-        front.hang_up()
+        front.abort_connections()
         assert alice.ask("GET").status_code == 500, "an authority that is not trusted yet"
         successor.cert_pem.write_to_path(str(roots))
         assert alice.ask("GET").status_code == 200
@@ -140,7 +140,7 @@ def test_missing_authority_is_named_at_once(
         assert alice.ask("GET").status_code == 200
 
         roots.unlink()
-        front.hang_up()
+        front.abort_connections()
         started = time.monotonic()
         answer = alice.ask("GET")
         took = time.monotonic() - started

@@ -1,4 +1,4 @@
-"""A pooler that does not know which client has prepared which statement, as PgBouncer before 1.21."""
+"""A pooler that does not track prepared statements, like PgBouncer before 1.21."""
 
 import time
 
@@ -19,7 +19,7 @@ def untracked(pooled: Neon) -> Neon:
     return pooled
 
 
-def test_reads_through_an_untracked_pooler_change_nothing(untracked: Neon) -> None:
+def test_reads_through_untracked_pooler_change_nothing(untracked: Neon) -> None:
     alice = untracked.serve(pool_size=3)()
     bob = Person(untracked.serve(pool_size=5)().client, alice.database_url, alice.id)
     insert = "INSERT INTO tasks (user_id, title) SELECT $1, n::text FROM generate_series(1, 50) n"
@@ -37,7 +37,7 @@ def test_reads_through_an_untracked_pooler_change_nothing(untracked: Neon) -> No
     assert codes <= {200, 500}
 
 
-def test_an_untracked_pooler_is_said_once_and_not_ready(untracked: Neon, caplog: pytest.LogCaptureFixture) -> None:
+def test_untracked_pooler_is_logged_and_not_ready(untracked: Neon, caplog: pytest.LogCaptureFixture) -> None:
     alice = untracked.serve(pool_size=3)()
     deadline = time.monotonic() + 10
     while alice.client.get("/health/ready").status_code != 503:
@@ -54,12 +54,12 @@ def test_an_untracked_pooler_is_said_once_and_not_ready(untracked: Neon, caplog:
     assert alice.create()["title"] == "Buy milk"
 
 
-def test_a_statement_whose_name_is_unknown_is_not_run(untracked: Neon, caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_prepared_statement_is_500(untracked: Neon, caplog: pytest.LogCaptureFixture) -> None:
     alice = untracked.serve(pool_size=1)()
     alice.create()
     assert alice.client.get("/health/ready").status_code == 200
 
-    # The server connection is another one now, and nothing is prepared on it.
+    # PgBouncer then uses another server connection, with nothing prepared on it.
     others = "backend_type = 'client backend' AND pid <> pg_backend_pid()"
     sql(untracked.direct_url, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
     deadline = time.monotonic() + 5

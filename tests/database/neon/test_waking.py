@@ -100,12 +100,12 @@ def test_dead_idle_connection_costs_no_wait(neon: Neon) -> None:
 def test_terminated_connection_is_not_used(neon: Neon) -> None:
     alice = neon.serve(pool_size=4)()
     neon.wait_until_warm()
-    neon.front.say_farewell()
+    neon.front.send_termination_notice()
 
     assert [alice.ask("POST", json={"title": "x"}).status_code for _ in range(4)] == [201] * 4
 
 
-def test_readiness_does_not_wait_for_the_waking(neon: Neon, caplog: pytest.LogCaptureFixture) -> None:
+def test_readiness_does_not_wait_for_wake(neon: Neon, caplog: pytest.LogCaptureFixture) -> None:
     alice = neon.serve(wake_seconds=5)()
     neon.wait_until_warm()
     neon.suspend()
