@@ -12,7 +12,7 @@ from tests.support.postgres import migrated_database, new_database, settings_for
 from todo_api.main import create_app
 from todo_api.settings import Settings
 
-# May name a server of another version, in the form of the embedded one's URL.
+# Can be set to another server's URL, which must have the same form as the embedded one's.
 SERVER = "TODO_TEST_SERVER"
 _running = ExitStack()
 
@@ -60,7 +60,7 @@ def worker() -> str:
 def database_url(server: str, worker: str) -> str:
     """The URL of a migrated database that the tests of this worker share, each with users of its own.
 
-    On the cluster that CITUS_URL names, if it is set.
+    If CITUS_URL is set, it is on that cluster and distributed.
     """
     name = f"todo_{worker}"
     return distributed_database(name) if CITUS_URL in os.environ else migrated_database(server, name)

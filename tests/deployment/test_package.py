@@ -1,4 +1,4 @@
-"""The wheel and the sdist hold all that it takes to migrate and serve."""
+"""The wheel and the sdist contain everything needed to migrate and serve."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
-def test_the_package_migrates_and_serves(kind: str, empty_database: str, tmp_path: Path) -> None:
+def test_package_can_migrate_and_serve(kind: str, empty_database: str, tmp_path: Path) -> None:
     site, archives = tmp_path / "site", tmp_path / "archives"
     offline = ["--quiet", "--offline", "--no-build-isolation", "--python", sys.executable]
     subprocess.run([UV, "build", *offline, f"--{kind}", "--out-dir", str(archives), str(ROOT)], check=True)

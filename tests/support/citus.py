@@ -1,4 +1,4 @@
-"""Databases on the Citus cluster that CITUS_URL names, moved there as docs/scaling.md says."""
+"""Databases on the Citus cluster at CITUS_URL, distributed by the SQL in docs/scaling.md."""
 
 import os
 import re
@@ -15,7 +15,7 @@ NODES, MOVE, CHECK, BACK = re.findall(r"```sql\n(.+?)```", GUIDE, re.DOTALL)
 
 
 class Cluster:
-    """A migrated database on every node, not distributed yet. `url` is the coordinator's, `workers` are the others'."""
+    """A migrated, undistributed database on every node. `url` is the coordinator's, `workers` are the workers'."""
 
     def __init__(self, name: str) -> None:
         named = os.environ[VARIABLE]
@@ -41,17 +41,17 @@ class Cluster:
         return named._replace(netloc=f"{login}@{host}:{port}", path=f"/{database}").geturl()
 
     def follow(self, instructions: str) -> list[list[tuple[Any, ...]]]:
-        """Run the statements of the guide, each in a transaction of its own, and return the rows of each."""
+        """Run the statements, each in its own transaction, and return the rows of each."""
         statements = [statement for statement in instructions.split(";") if statement.strip()]
         return [[tuple(row.values()) for row in sql(self.url, statement)] for statement in statements]
 
     def distribute(self) -> None:
-        """Distribute the tasks as the guide says; one database at a time, since the slots for it have fixed names."""
+        """Distribute the tasks by the guide's SQL; one at a time, because its replication slots have fixed names."""
         with locked(os.environ[VARIABLE], f"SELECT pg_advisory_xact_lock({0x746F646F})"):
             self.follow(MOVE)
 
     def is_distributed(self) -> bool:
-        """Tell whether the tasks are spread over the workers."""
+        """Tell whether the table is distributed over the workers."""
         return bool(
             sql(self.url, "SELECT 1 FROM citus_tables WHERE table_name = 'tasks'::regclass AND shard_count > 1")
         )

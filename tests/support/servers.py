@@ -70,14 +70,14 @@ class Postgres:
         directory.mkdir(mode=0o700)
         shutil.chown(directory, owner.st_uid, owner.st_gid)
         self._run("pg_basebackup", "-h", self.directory, "-U", "postgres", "-D", directory, "-R", "-c", "fast")
-        (directory / ".s.PGSQL.5432.lock").unlink()  # of the original's socket
+        (directory / ".s.PGSQL.5432.lock").unlink()  # copied from the original server
         self._control(directory, "start")
 
     def switch_over(self, directory: Path) -> "Postgres":
-        """Make the standby in a directory the primary, and this server a standby that accepts no writes."""
+        """Promote the standby in a directory, and restart this server as a standby, which accepts no writes."""
         self.stop()
         self._control(directory, "promote")
-        self._control(directory, "stop")  # for `Postgres` to start it
+        self._control(directory, "stop")  # `Postgres` starts it again
         (self.directory / "standby.signal").touch()
         self._control(self.directory, "start")
         return Postgres(directory)

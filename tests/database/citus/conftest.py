@@ -11,7 +11,7 @@ from todo_api.main import create_app
 
 @pytest.fixture(scope="session")
 def cluster(worker: str) -> Cluster:
-    """A database on the cluster that is not distributed when the first test gets it."""
+    """A database on the cluster; it is not distributed before the first test."""
     if VARIABLE not in os.environ:
         pytest.skip(f"{VARIABLE} names no coordinator of a Citus cluster with two workers")
     return Cluster(f"cluster_{worker}")

@@ -1,4 +1,4 @@
-"""The service on a Citus cluster: moved there and back, with shards that move and workers that fail."""
+"""The service on a Citus cluster: distributing the table and back, moving shards, and failing workers."""
 
 import time
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ PLACEMENT = """
 
 
 class Traffic:
-    """Users who use every operation again and again. `wrong` has the answers that are not as they should be."""
+    """Users who run every operation in a loop. `wrong` collects the unexpected responses."""
 
     def __init__(self) -> None:
         self.over = False
@@ -30,8 +30,8 @@ class Traffic:
         self.ids: list[list[int]] = []
         self.longest = 0.0
 
-    def live(self, person: Person) -> None:
-        """Work until the traffic is over."""
+    def run_operations(self, person: Person) -> None:
+        """Run every operation in a loop until `over` is set."""
         ids: list[int] = []
         self.ids.append(ids)
         while not self.over:
@@ -65,20 +65,20 @@ class Traffic:
 
 @contextmanager
 def traffic(people: list[Person]) -> Iterator[Traffic]:
-    """Have people work meanwhile: some rounds before, some after."""
+    """Run operations of these people during the block, with some rounds before and after it."""
     running = Traffic()
 
-    def go_on() -> None:
+    def complete_rounds() -> None:
         enough = running.rounds + 3 * len(people)
         while running.rounds < enough and not all(worker.done() for worker in workers):
             time.sleep(0.01)
 
     with crowd(len(people)) as threads:
-        workers = [threads.submit(running.live, person) for person in people]
+        workers = [threads.submit(running.run_operations, person) for person in people]
         try:
-            go_on()
+            complete_rounds()
             yield running
-            go_on()
+            complete_rounds()
         finally:
             running.over = True
     for worker in workers:
@@ -90,7 +90,7 @@ def create(person: Person) -> int:
     return number
 
 
-def test_table_is_distributed_under_traffic_and_brought_back(cluster: Cluster, citizen: PersonMaker) -> None:
+def test_table_is_distributed_and_back_under_traffic(cluster: Cluster, citizen: PersonMaker) -> None:
     if cluster.is_distributed():
         cluster.follow(BACK)
     people = [citizen() for _ in range(4)]
@@ -122,11 +122,11 @@ def test_table_is_distributed_under_traffic_and_brought_back(cluster: Cluster, c
     command.check(config_for(cluster.url))
 
 
-def test_constraints_and_indexes_are_added_to_distributed_table(distributed: Cluster, citizen: PersonMaker) -> None:
+def test_migration_runs_on_distributed_table(distributed: Cluster, citizen: PersonMaker) -> None:
     config = config_for(distributed.url)
     task = citizen().create()
 
-    # An identity cannot come back to a distributed table; what 0002 does can.
+    # 0003 cannot be downgraded, because a distributed table can get no identity; 0002 can.
     command.stamp(config, "0002")
     command.downgrade(config, "0001")
     command.upgrade(config, "0002")
@@ -175,7 +175,7 @@ def test_dead_worker_fails_only_its_own_users(distributed: Cluster, citizen: Per
     assert [person.ask("GET", f"/{tasks[person.id]}").status_code for person in theirs] == [200] * len(theirs)
 
 
-def test_worker_numbers_from_a_range_of_its_own(distributed: Cluster, citizen: PersonMaker) -> None:
+def test_worker_assigns_ids_from_own_range(distributed: Cluster, citizen: PersonMaker) -> None:
     person = citizen()
     first = person.create()
 
