@@ -13,12 +13,11 @@ from fastapi.routing import APIRoute
 from starlette.authentication import AuthenticationBackend
 from starlette.middleware import Middleware
 
-from todo_api import docs, health, logs, middleware, routes, telemetry
+from todo_api import docs, health, logs, middleware, openapi, routes, telemetry
 from todo_api.auth import checked_backend, load_backend
 from todo_api.database import Database
 from todo_api.error_handlers import add_error_handlers
 from todo_api.errors import SettingsError
-from todo_api.openapi import TodoAPI
 from todo_api.settings import Settings
 from todo_api.statements import STATEMENTS
 
@@ -38,10 +37,13 @@ def create_app(settings: Settings | None = None, auth_backend: AuthenticationBac
     stack = middleware.stack(settings.cors_origins)
     if traced := telemetry.is_on():
         stack.insert(1, Middleware(telemetry.Redaction))  # inside of the log, which knows the request's id
-    app = TodoAPI(
+    app = openapi.TodoAPI(
         title="Todo API",
         version=version("todo-api"),
         summary="Personal task lists.",
+        description=openapi.DESCRIPTION,
+        license_info=openapi.LICENSE,
+        openapi_tags=openapi.TAGS,
         routes=[
             *routes.router.routes,
             *health.router.routes,

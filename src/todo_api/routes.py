@@ -9,16 +9,18 @@ from pydantic.alias_generators import to_camel
 from todo_api.conditions import is_expected, is_known, list_tag, task_id_and_version, task_tag, versions_to_change
 from todo_api.errors import TaskChanged
 from todo_api.inputs import OwnerRequest
-from todo_api.models import INVALID_STATUS, TaskPublic
+from todo_api.models import INVALID_STATUS
 from todo_api.openapi import (
     CONDITIONS,
-    CREATED_HEADERS,
+    CREATED_TASK,
+    CURSOR_PARAMETER,
+    DELETED,
+    FOUND,
     KEY_PARAMETER,
     LIMIT_PARAMETER,
     LISTED,
-    READ,
     STATUS_PARAMETER,
-    TAGGED,
+    TASK,
     body_of,
     errors,
 )
@@ -59,9 +61,8 @@ _NO_ID = "Invalid task ID"
 
 @router.get(
     "",
-    response_model=list[TaskPublic],  # type: ignore[valid-type]  # mypy does not see that it is a class
     responses=errors(INVALID_STATUS, _NO_USER, 412) | LISTED,
-    openapi_extra={"parameters": [STATUS_PARAMETER, LIMIT_PARAMETER, *CONDITIONS]},
+    openapi_extra={"parameters": [STATUS_PARAMETER, LIMIT_PARAMETER, CURSOR_PARAMETER, *CONDITIONS]},
 )
 async def list_tasks(request: OwnerRequest) -> Response:
     """List your tasks, newest first.
@@ -86,8 +87,7 @@ async def list_tasks(request: OwnerRequest) -> Response:
 @router.post(
     "",
     status_code=201,
-    response_model=TaskPublic,
-    responses=errors("Title is required", _NO_USER, 409, 413) | {201: {"headers": CREATED_HEADERS}},
+    responses=errors("Title is required", _NO_USER, 409, 413) | CREATED_TASK,
     openapi_extra=body_of("TaskCreate") | {"parameters": [KEY_PARAMETER]},
 )
 async def create_task(request: OwnerRequest) -> Response:
@@ -114,8 +114,7 @@ async def create_task(request: OwnerRequest) -> Response:
 
 @router.get(
     "/{id}",
-    response_model=TaskPublic,
-    responses=errors(_NO_ID, _NO_TASK, 412) | READ,
+    responses=errors(_NO_ID, _NO_TASK, 412) | FOUND,
     openapi_extra={"parameters": CONDITIONS},
 )
 async def get_task(request: OwnerRequest) -> Response:
@@ -126,8 +125,7 @@ async def get_task(request: OwnerRequest) -> Response:
 
 @router.put(
     "/{id}",
-    response_model=TaskPublic,
-    responses=errors(_NO_ID, _NO_TASK, 412, 413) | TAGGED,
+    responses=errors(_NO_ID, _NO_TASK, 412, 413) | TASK,
     openapi_extra=body_of("TaskUpdate") | {"parameters": CONDITIONS},
 )
 async def update_task(request: OwnerRequest) -> Response:
@@ -146,7 +144,7 @@ async def update_task(request: OwnerRequest) -> Response:
 @router.delete(
     "/{id}",
     status_code=204,
-    responses=errors(_NO_ID, _NO_TASK, 412),
+    responses=errors(_NO_ID, _NO_TASK, 412) | DELETED,
     openapi_extra={"parameters": CONDITIONS},
 )
 async def delete_task(request: OwnerRequest) -> Response:
@@ -161,8 +159,7 @@ async def delete_task(request: OwnerRequest) -> Response:
 
 @router.patch(
     "/{id}/complete",
-    response_model=TaskPublic,
-    responses=errors(_NO_ID, _NO_TASK, 412) | TAGGED,
+    responses=errors(_NO_ID, _NO_TASK, 412) | TASK,
     openapi_extra={"parameters": CONDITIONS},
 )
 async def complete_task(request: OwnerRequest) -> Response:

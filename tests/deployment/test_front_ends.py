@@ -10,7 +10,8 @@ import httpx2
 import pytest
 
 from tests.support.better_auth import NODE
-from tests.support.serving import ROOT, UNMEASURED, free_port, process, wait_for
+from tests.support.openapi import WRITTEN
+from tests.support.serving import ROOT, development
 
 README = (ROOT / "README.md").read_text()
 [HELPER] = re.findall(r"```js\n(.+?)```", README, re.DOTALL)
@@ -35,31 +36,42 @@ AFTER = "console.log(JSON.stringify([tasks.map(({ title }) => title), statuses, 
 
 
 @pytest.fixture(scope="module")
-def development(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Serve as `make run` does, and yield the URL."""
-    directory = tmp_path_factory.mktemp("development")
-    url = f"http://127.0.0.1:{(port := free_port())}"
-    environment = {"PORT": str(port), "DATA_DIR": str(directory / "data"), **UNMEASURED}
-    with process("todo-api", "dev", environment=environment, cwd=directory) as server:
-        wait_for(url, server)
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with development(tmp_path_factory.mktemp("development")) as url:
         yield url
 
 
-def test_helper_pages_renews_token_and_retries(development: str, tmp_path: Path) -> None:
+def test_helper_pages_renews_token_and_retries(url: str, tmp_path: Path) -> None:
     for title in ("first", "second", "third"):
-        answer = httpx2.post(
-            f"{development}/api/alice/tasks", headers={"Authorization": "Bearer alice"}, json={"title": title}
-        )
+        answer = httpx2.post(f"{url}/api/alice/tasks", headers={"Authorization": "Bearer alice"}, json={"title": title})
         assert answer.status_code == 201
     program = tmp_path / "program.mjs"
     program.write_text(BEFORE + HELPER.replace("limit=100", "limit=2") + AFTER)
 
-    said = subprocess.run(
-        [NODE, str(program)], env={"TODO_API": development}, capture_output=True, text=True, check=False
-    )
+    said = subprocess.run([NODE, str(program)], env={"TODO_API": url}, capture_output=True, text=True, check=False)
 
     assert said.stderr == ""
     titles, statuses, title = json.loads(said.stdout)
     assert titles == ["third", "second", "first"]
     assert statuses == [401, 200, 200, 200, 412, 200, 200], "renewed; two pages; read, refused, read, changed"
     assert title == "changed meanwhile!"
+
+
+def test_javascript_agrees_on_blank_titles(tmp_path: Path) -> None:
+    pattern = json.loads(WRITTEN.read_text())["components"]["schemas"]["TaskCreate"]["properties"]["title"]["pattern"]
+    program = tmp_path / "program.mjs"
+    program.write_text(f"""
+        const blank = [];
+        for (let code = 0; code < 0x110000; code++) {{
+          const text = String.fromCodePoint(code);
+          for (const flags of ["", "u", "v"]) {{
+            if (!new RegExp({json.dumps(pattern)}, flags).test(text)) blank.push(code);
+          }}
+        }}
+        console.log(JSON.stringify(blank));
+    """)
+
+    said = subprocess.run([NODE, str(program)], capture_output=True, text=True, check=True)
+
+    blank = [code for code in range(0x110000) if chr(code).isspace() or code == 0]
+    assert json.loads(said.stdout) == [code for code in blank for _ in ("", "u", "v")]

@@ -99,3 +99,13 @@ def wait_for(url: str, server: Process) -> None:
             time.sleep(0.05)
         else:
             return
+
+
+@contextmanager
+def development(directory: Path) -> Iterator[str]:
+    """Serve as `make run` does, with its data in a directory, and yield the URL."""
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    environment = {"PORT": str(port), "DATA_DIR": str(directory / "data"), **UNMEASURED}
+    with process("todo-api", "dev", environment=environment, cwd=directory) as server:
+        wait_for(url, server)
+        yield url
