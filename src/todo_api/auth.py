@@ -54,8 +54,7 @@ def is_rejection(error: BaseException) -> bool:
 
 def reason(error: BaseException) -> str:
     """Name the types of an error and of its cause, without their messages, which may contain credentials."""
-    cause = error.__cause__ or error.__context__
-    return type(error).__name__ + (f" from {type(cause).__name__}" if cause else "")
+    return type(error).__name__ + (f" from {type(error.__cause__).__name__}" if error.__cause__ else "")
 
 
 def is_addressable(identity: object) -> TypeGuard[str]:

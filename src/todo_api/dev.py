@@ -9,7 +9,7 @@ import signal
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -21,14 +21,15 @@ from sqlalchemy.dialects.postgresql import insert
 from starlette.authentication import (
     AuthCredentials,
     AuthenticationBackend,
-    AuthenticationError,
     BaseUser,
     SimpleUser,
 )
 from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from todo_api import logs
 from todo_api.auth import is_addressable
+from todo_api.error_handlers import error_response
 from todo_api.errors import SettingsError
 from todo_api.main import create_app
 from todo_api.migrations import migrate
@@ -43,6 +44,9 @@ _SOCKET_PATH = re.compile(r"[\w.+@/-]*", re.ASCII)
 _UNUSED = ("database_url", "database_url_unpooled", "auth_backend")
 HOST = "127.0.0.1"
 ORIGINS = ("http://localhost:3000", "http://localhost:5173")  # Next.js and Vite
+_LOOPBACK = re.compile(rb"(?:(?:[a-z0-9-]+\.)*localhost|127(?:\.[0-9]+){3}|\[::1\])(?::[0-9]*)?", re.IGNORECASE)
+# How long Ctrl-C waits for requests that are under way.
+GRACE_SECONDS = 1
 _SIGN_UP: ClauseElement = (
     insert(User)
     .values(
@@ -64,11 +68,10 @@ class DevelopmentIdentity(AuthenticationBackend):
 
     async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, BaseUser] | None:
         """Return the user in the header; None without a bearer token."""
-        scheme, _, encoded = conn.headers.get("authorization", "").partition(" ")
-        try:
-            user_id = encoded.strip(" \t").encode("latin-1").decode()
-        except UnicodeDecodeError as error:
-            raise AuthenticationError from error
+        scheme, _, user_id = conn.headers.get("authorization", "").partition(" ")
+        user_id = user_id.strip(" \t")
+        with suppress(UnicodeDecodeError):  # what is no UTF-8 is Latin-1, in which browsers send it
+            user_id = user_id.encode("latin-1").decode()
         if scheme.lower() != "bearer" or not user_id:
             return None
         if user_id not in self._known and is_addressable(user_id):
@@ -76,6 +79,20 @@ class DevelopmentIdentity(AuthenticationBackend):
             await conn.app.state.database.run(_SIGN_UP, parameters)
             self._known.add(user_id)
         return AuthCredentials(), SimpleUser(user_id)
+
+
+class LoopbackHosts:
+    """Refuse requests for names other than loopback's: a web page could let its own name lead here (DNS rebinding)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        app = self.app
+        if scope["type"] == "http" and not _LOOPBACK.fullmatch(dict(scope["headers"]).get(b"host", b"")):
+            app = error_response(400, "Host must be localhost or a loopback address")
+        await app(scope, receive, send)
 
 
 @contextmanager
@@ -164,11 +181,13 @@ def serve() -> None:
         migrate(settings)
         logs.configure(logs.TextFormatter())
         app = create_app(settings, DevelopmentIdentity())
+        app.add_middleware(LoopbackHosts)
         unused = [name.upper() for name in _UNUSED if name in configured]
         print(_banner(settings, unused), flush=True)
-        uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, log_level="warning")).run(
-            sockets=[listener]
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, log_level="warning", timeout_graceful_shutdown=GRACE_SECONDS
         )
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 def _banner(settings: Settings, unused: list[str]) -> str:

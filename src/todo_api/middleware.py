@@ -56,7 +56,8 @@ class RequestLog:
             request_id = b"%032x" % random.getrandbits(128)
         logs.request_id.set(request_id.decode())
         more_headers = [(b"x-request-id", request_id)]
-        if scope["path"].startswith(_api_prefix(scope) if scope.get("root_path") else "/api/"):
+        prefix = _api_prefix(scope) if scope.get("root_path") else "/api/"
+        if scope["path"].startswith(prefix):
             more_headers += _API_HEADERS
         status = 0  # logged if the client disconnected before a response
 
@@ -69,6 +70,9 @@ class RequestLog:
 
         try:
             await self.app(scope, receive, send_with_headers)
+            if not status:
+                # To nobody, but a middleware around the application takes it for a crash to get no response at all.
+                await error_response(400, "Client disconnected")(scope, receive, send)
         finally:
             # The route's template, never the path: no text from the client is logged.
             facts = {

@@ -3,6 +3,7 @@
 The environment switches them on by naming where to send them. Without that, nothing here is on the way of a request.
 """
 
+import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -22,6 +23,7 @@ from todo_api.database import Database, Query
 from todo_api.database.query import as_query
 from todo_api.settings import Settings
 
+logger = logging.getLogger(__name__)
 _ENDPOINTS = [f"OTEL_EXPORTER_OTLP_{signal}ENDPOINT" for signal in ("", "TRACES_", "METRICS_")]
 _TARGET = re.compile(r'(INSERT INTO|UPDATE|DELETE FROM|FROM) "?(\w+)')
 
@@ -42,15 +44,19 @@ class Redaction:
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
+        self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
         if scope["type"] == "http":
             span = trace.get_current_span()
+            if not self._started and not span.get_span_context().is_valid:
+                logger.warning("traces and metrics are off: the lifespan, which sets up their export, did not run")
             span.set_attribute("url.path", "REDACTED")
             if scope["query_string"]:
                 span.set_attribute("url.query", "REDACTED")
             span.set_attribute("http.request.header.x-request-id", [logs.request_id.get() or ""])
+        self._started = True  # where the lifespan runs, it comes before the first request
         await self.app(scope, receive, send)
 
 

@@ -24,7 +24,9 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.routing import Mount
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
@@ -90,6 +92,28 @@ def carol(recorder: Recorder, settings: Settings, database_url: str) -> Iterator
     """A user of the application with telemetry on."""
     with CheckedClient(create_app(settings, BearerIsIdentity())) as client:
         yield Person(client, database_url, new_account(database_url))
+
+
+def test_missing_lifespan_is_logged(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:1")
+    client = TestClient(Starlette(routes=[Mount("/todo", create_app(settings))]))
+
+    for _ in range(2):
+        assert client.get("/todo/health/live").status_code == 200
+
+    said = "traces and metrics are off: the lifespan, which sets up their export, did not run"
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [said]
+
+
+def test_lifespan_of_the_host_is_not_needed_for_its_providers(
+    recorder: Recorder, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert TestClient(create_app(settings)).get("/health/live").status_code == 200
+
+    assert len(recorder.spans()) == 1
+    assert "traces and metrics are off" not in caplog.text
 
 
 def test_request_span_contains_its_statement_span(recorder: Recorder, carol: Person) -> None:
