@@ -19,6 +19,7 @@ LAYERS = [
     ["paging", "conditions", "inputs", "owner_route", "openapi", "error_handlers"],
     ["routes", "health", "middleware", "telemetry", "docs"],
     ["main"],
+    ["asgi"],
     ["migrations"],
     ["dev"],
     ["cli"],

