@@ -133,7 +133,7 @@ def test_request_span_contains_its_statement_span(recorder: Recorder, carol: Per
         {"status_code": "UNSET"},
     )
     text = statement["attributes"].pop("db.query.text")
-    assert text.startswith("WITH task AS \n(INSERT INTO tasks (user_id, title, description) VALUES ($1::VARCHAR, ")
+    assert text.startswith("WITH written AS \n(INSERT INTO tasks (user_id, title, description) VALUES ($1::VARCHAR, ")
     assert statement["attributes"] == {
         "db.system.name": "postgresql",
         "db.namespace": carol.database_url.partition("?")[0].rpartition("/")[2],
