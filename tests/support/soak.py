@@ -28,8 +28,15 @@ WRITERS = 6
 READERS = 4
 ROOT = Path(__file__).parents[2]
 # Why a request may fail: a write whose connection broke or timed out while it ran, a full disk, a server that stays
-# read-only for long, and a pooler that does not track prepared statements.
-EXPLAINED = ("in the middle of operation", "TimeoutError()", "DiskFull", "read-only transaction", "prepared statement")
+# read-only for long, a pooler that tracks no prepared statements, and a fault that lasts longer than requests wait.
+EXPLAINED = (
+    "in the middle of operation",
+    "TimeoutError()",
+    "DiskFull",
+    "read-only transaction",
+    "prepared statement",
+    "no connection became free",
+)
 # The error of a full disk, without filling one.
 DISK_FULL = """
     CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$
