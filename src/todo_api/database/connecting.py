@@ -102,10 +102,9 @@ class _Loop:
 
     async def create_connection(self, factory: Any, host: str, port: int, **options: Any) -> Any:  # noqa: ANN401  # as the loop's
         """Connect like the loop, on a socket of the `Connector`."""
-        if "ssl" in options:
-            options["server_hostname"] = host
         opened = await self._connector.open_socket(host, port)
-        return await self._loop.create_connection(factory, sock=opened, **options)
+        server_hostname = host if "ssl" in options else None
+        return await self._loop.create_connection(factory, sock=opened, server_hostname=server_hostname, **options)
 
 
 def _each_host(dsn: str) -> list[str]:

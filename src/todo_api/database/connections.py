@@ -45,10 +45,8 @@ class Connection:
         self.fresh_until = now + REST_SECONDS
 
     async def prepare(self, query: Query) -> PreparedStatement:
-        """Prepare a statement, once."""
-        prepared = self.prepared.get(query.name)
-        if prepared is None:
-            prepared = self.prepared[query.name] = await self.driver.prepare(query.text, name=query.name)
+        """Prepare a statement that is not in `prepared` yet."""
+        prepared = self.prepared[query.name] = await self.driver.prepare(query.text, name=query.name)
         return prepared
 
 
@@ -79,6 +77,11 @@ class Connections:
         self._failure: Exception | None = None  # of the last try to connect
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def _use_running_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._start_anew(loop)
+
     @property
     def used(self) -> int:
         """The number of connections at work."""
@@ -96,12 +99,10 @@ class Connections:
 
     def take(self) -> Connection | None:
         """Return an idle connection that was used a moment ago, if there is one."""
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            self._start_anew(loop)
+        self._use_running_loop()
         if self._idle:
             connection = self._idle[-1]
-            if loop.time() < connection.fresh_until and not connection.driver.is_closed():
+            if self._now() < connection.fresh_until and not connection.driver.is_closed():
                 return self._idle.pop()
         return None
 
@@ -148,9 +149,9 @@ class Connections:
         try:
             await connection.driver.execute("SELECT 1", timeout=PROBE_SECONDS)
         except DRIVER_ERRORS:
-            for other in [connection, *self._idle]:
-                if other.fresh_until <= self._now():
-                    self.drop(other)
+            now = self._now()
+            for other in [connection, *(other for other in self._idle if other.fresh_until <= now)]:
+                self.drop(other)
             self._idle = [other for other in self._idle if other in self._open]
             return False
         except BaseException:
@@ -204,17 +205,15 @@ class Connections:
         """Replace a connection and those that are older, unless it is new: another would lead to the same server."""
         if self._now() < connection.opened_at + NEW_SECONDS:
             return
-        for other in self._open:
-            if other.opened_at <= connection.opened_at:
-                other.retire_at = other.fresh_until = 0
+        for older in [other for other in self._open if other.opened_at <= connection.opened_at]:
+            older.retire_at = older.fresh_until = 0
 
     async def fill(self, queries: Iterable[Query]) -> None:
         """Open every connection and prepare the statements on it, so that no request has to.
 
         Raises one of `CONNECT_ERRORS` when that fails for `wake_seconds`.
         """
-        if asyncio.get_running_loop() is not self._loop:
-            self._start_anew(asyncio.get_running_loop())
+        self._use_running_loop()
         self.queries = tuple(queries)
         until = self._now() + self._wake_seconds
         # The first alone: behind a pooler that does not track prepared statements, the second finds the names taken.

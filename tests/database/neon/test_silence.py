@@ -1,14 +1,18 @@
 """Timeouts: if a connection stops responding, every request still ends in bounded time."""
 
+import asyncio
 import signal
 import time
+from contextlib import suppress
 
 import pytest
 
 from tests.database.neon.conftest import Neon
 from tests.support.api import error
 from tests.support.crowd import crowd
-from tests.support.postgres import sql
+from tests.support.postgres import settings_for, sql
+from todo_api.database import Database
+from todo_api.statements import LIST
 
 ACTIVE = """
     SELECT count(*) FROM pg_stat_activity
@@ -136,3 +140,26 @@ def test_unresponsive_database_does_not_delay_shutdown(neon: Neon) -> None:
     neon.close()
 
     assert time.monotonic() - started < 2 + 1
+
+
+@pytest.mark.parametrize("rest_seconds", [0, 60])  # probed before its use, or not
+def test_cancelled_request_leaves_no_connection_behind(
+    direct: Neon, monkeypatch: pytest.MonkeyPatch, rest_seconds: float
+) -> None:
+    monkeypatch.setattr("todo_api.database.connections.REST_SECONDS", rest_seconds)
+
+    async def leave() -> None:
+        database = Database(settings_for(direct.url, pool_size=1))
+        assert await database.run(LIST, {"owner": "nobody"}) == "[]"
+        direct.front.fall_silent()
+        waiting = asyncio.create_task(database.run(LIST, {"owner": "nobody"}))
+        await asyncio.sleep(0.1)
+        waiting.cancel()
+        with suppress(asyncio.CancelledError):
+            await waiting
+        direct.front.speak()
+        assert await database.run(LIST, {"owner": "nobody"}) == "[]"
+        await database.close()
+
+    asyncio.run(leave())
+    assert direct.front.connections > 1

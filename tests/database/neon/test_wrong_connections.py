@@ -9,6 +9,7 @@ import pytest
 
 from tests.database.neon.conftest import Neon
 from tests.support.api import Person, error
+from tests.support.crowd import crowd
 from tests.support.postgres import sql
 from todo_api.database.connecting import Connector
 
@@ -75,9 +76,11 @@ def test_a_connection_is_replaced_at_its_greatest_age(direct: Neon, monkeypatch:
     before = sql(direct.direct_url, PIDS)
 
     deadline = time.monotonic() + 5
-    while sql(direct.direct_url, PIDS) == before:
-        assert alice.ask("POST", json={"title": "x"}).status_code == 201
-        assert time.monotonic() < deadline
+    with crowd(3) as threads:
+        while sql(direct.direct_url, PIDS) == before:
+            answers = threads.map(lambda _: alice.ask("POST", json={"title": "x"}), range(6))
+            assert {answer.status_code for answer in answers} == {201}
+            assert time.monotonic() < deadline
 
 
 def test_the_kernel_watches_idle_connections(direct: Neon) -> None:
