@@ -4,13 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
 # The Node.js that the virtual environment brings.
-NPM := PATH="$$PWD/$(BIN):$$PATH" npm --prefix examples
+NPM := PATH="$$PWD/$(BIN):$$PATH" npm --prefix
 
 # Compiled files are kept, whatever the environment says: the tests start many processes.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run better-auth test test-fast soak bench bench-growth bench-load bench-engines check check-code check-examples check-lock check-schema format openapi lock audit clean
+.PHONY: help run better-auth test test-fast test-clients soak bench bench-growth bench-load bench-engines check check-code check-examples check-lock check-schema format openapi lock audit clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -26,6 +26,9 @@ test: $(VENV)/ready examples/node_modules/ready .servers/ready ## run the whole 
 
 test-fast: $(VENV)/ready ## run what needs no pooler, no Node.js, no browser and no process of its own: half a minute
 	$(BIN)/pytest --numprocesses 3 --dist worksteal -m 'not slow' tests/api tests/database/test_*.py tests/test_*.py
+
+test-clients: $(VENV)/bench tests/clients/node_modules/ready ## generate clients from openapi.json, compile them and run them against the service
+	$(BIN)/pytest tests/clients/matrix.py
 
 soak: $(VENV)/ready ## break the database under load for two minutes (SOAK_SECONDS=…), and count what was lost
 	$(BIN)/python -m tests.support.soak $(SOAK_SECONDS)
@@ -51,7 +54,7 @@ check-code:
 	$(BIN)/mypy
 
 check-examples:
-	$(NPM) run --silent check
+	$(NPM) examples run --silent check
 
 check-lock:
 	rm -rf $(VENV)/lock && mkdir $(VENV)/lock && cp -R pyproject.toml requirements $(VENV)/lock
@@ -70,15 +73,15 @@ openapi: $(VENV)/ready ## write openapi.json anew
 
 lock: $(VENV)/ready ## write the locked requirements anew
 	PATH="$$PWD/$(BIN):$$PATH" requirements/lock --upgrade
-	$(NPM) update --package-lock-only
+	for folder in examples tests/clients; do $(NPM) $$folder update --package-lock-only || exit 1; done
 
 # Strict, or packages that the service of advisories does not know would count as clean.
 audit: $(VENV)/ready ## look up known vulnerabilities of everything that is locked
 	$(BIN)/uv tool run pip-audit --strict --require-hashes --disable-pip -r requirements/all.txt
-	$(NPM) audit
+	for folder in examples tests/clients; do $(NPM) $$folder audit || exit 1; done
 
 clean: ## remove what can be made again; the data in .data stays
-	rm -rf $(VENV) .servers examples/node_modules examples/typescript-client/todo-api.d.ts .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* htmlcov
+	rm -rf $(VENV) .servers examples/node_modules tests/clients/node_modules examples/typescript-client/todo-api.d.ts .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* htmlcov
 
 # uv comes by whatever pip there is, and installs the rest.
 $(VENV)/run: requirements/uv.txt requirements/run.txt pyproject.toml
@@ -103,6 +106,6 @@ $(VENV)/bench: $(VENV)/ready requirements/all.txt
 .servers/ready: tests/support/archive.py | $(VENV)/ready
 	$(BIN)/python -m tests.support.archive
 
-examples/node_modules/ready: $(VENV)/ready examples/package-lock.json
-	$(NPM) ci --ignore-scripts --no-audit --no-fund --loglevel error
+%/node_modules/ready: $(VENV)/ready %/package-lock.json
+	$(NPM) $* ci --ignore-scripts --no-audit --no-fund --loglevel error
 	@touch $@
