@@ -1,9 +1,9 @@
-// A task, from creating it to deleting it, with every request and every answer typed by openapi.json.
-import createClient from "openapi-fetch";
-import type { paths } from "./todo-api.d.ts";
+// All six operations, with every request and every response typed by openapi.json.
+import { allTasks, changeTask, createTodo } from "./client.ts";
 
 const { TODO_API = "http://127.0.0.1:8000", USER_ID: user_id = "", TOKEN = "" } = process.env;
-const todo = createClient<paths>({ baseUrl: TODO_API, headers: { Authorization: `Bearer ${TOKEN}` } });
+// In a front end with Better Auth: (await authClient.token()).data?.token
+const todo = createTodo(TODO_API, async () => TOKEN);
 
 const { data: task, error } = await todo.POST("/api/{user_id}/tasks", {
   params: { path: { user_id } },
@@ -11,16 +11,16 @@ const { data: task, error } = await todo.POST("/api/{user_id}/tasks", {
 });
 if (!task) throw new Error(error.error);
 
-const params = { path: { user_id, id: task.id } };
-const updated = await todo.PUT("/api/{user_id}/tasks/{id}", { params, body: { description: "Two litres" } });
-const completed = await todo.PATCH("/api/{user_id}/tasks/{id}/complete", { params });
-const listed = await todo.GET("/api/{user_id}/tasks", { params: { path: { user_id }, query: { status: "complete" } } });
-const deleted = await todo.DELETE("/api/{user_id}/tasks/{id}", { params });
-const gone = await todo.GET("/api/{user_id}/tasks/{id}", { params });
+const path = { user_id, id: task.id };
+const updated = await changeTask(todo, path, ({ title }) => ({ description: `${title}: two litres` }));
+const completed = await todo.PATCH("/api/{user_id}/tasks/{id}/complete", { params: { path } });
+const listed = await Array.fromAsync(allTasks(todo, user_id));
+const deleted = await todo.DELETE("/api/{user_id}/tasks/{id}", { params: { path } });
+const gone = await todo.GET("/api/{user_id}/tasks/{id}", { params: { path } });
 
 console.log("created", task.title);
-console.log("updated", updated.data?.description);
+console.log("updated", updated.description);
 console.log("completed", completed.data?.status);
-console.log("listed", listed.data?.map(({ id }) => id).includes(task.id));
+console.log("listed", listed.map(({ id }) => id).includes(task.id));
 console.log("deleted", deleted.response.status);
 console.log("gone", gone.error?.error);

@@ -13,12 +13,13 @@ import pytest
 from tests.support.better_auth import EXAMPLES, better_auth, service
 from tests.support.openapi import WRITTEN
 from tests.support.postgres import migrated_database
-from tests.support.serving import BIN, UNMEASURED
+from tests.support.serving import BIN, UNMEASURED, development
 
 ROOT = EXAMPLES.parent
 README = (ROOT / "README.md").read_text()
 FIRST_TASK = re.findall(r"```sh\n(AUTH=.+?)```\n\n```json\n(.*?)\n```", README, re.DOTALL)
-TYPED_CLIENT = re.findall(r"```sh\n(export PATH=.+?)```", README, re.DOTALL)
+[TYPED_CLIENT] = re.findall(r"```sh\n(cd examples\nnpm ci\n.+?)```", README, re.DOTALL)
+COMMANDS = TYPED_CLIENT.replace("npm ci\n", "")  # done by make
 SNIPPETS = re.findall(r"(?m)^```ts\n((?:.*\n)+?)```", README)
 [ROUTE] = re.findall(r"( +// app/api/auth/\[\.\.\.all\]/route\.ts\n(?:.*\n)+?) +```", README)
 [NEW_TOKEN] = re.findall(r" +(const newToken = .+)\n", README)
@@ -49,6 +50,33 @@ await todo.PUT("/api/{user_id}/tasks/{id}", { params, body: { status: "done" } }
 (await todo.GET("/api/{user_id}/tasks/{id}", { params })).data?.priority;
 """
 
+# The first token has expired, and another change comes before the first one.
+DISTURBED = """
+import { allTasks, changeTask, createTodo } from "./client.ts";
+
+const tokens = ["", "bob"];
+const statuses: number[] = [];
+const send = globalThis.fetch;
+globalThis.fetch = async (request, options) => {
+  if (request instanceof Request && request.method === "PUT" && !statuses.includes(412)) {
+    const { url, headers } = request.clone();
+    headers.set("If-Match", "*");
+    await send(url, { method: "PUT", headers, body: '{"title": "second"}' });
+  }
+  const response = await send(request, options);
+  statuses.push(response.status);
+  return response;
+};
+const todo = createTodo(process.env.TODO_API ?? "", async () => tokens.shift() ?? "");
+const create = (title: string) =>
+  todo.POST("/api/{user_id}/tasks", { params: { path: { user_id: "bob" } }, body: { title } });
+
+await create("first");
+const { data } = await create("other");
+await changeTask(todo, { user_id: "bob", id: data?.id ?? 0 }, ({ title }) => ({ title: `${title}!` }));
+const titles = await Array.fromAsync(allTasks(todo, "bob", 1), ({ title }) => title);
+console.log(titles.join(), statuses.join());
+"""
 SIGN_IN = """
 import { createAuthClient } from "better-auth/client";
 import { jwtClient } from "better-auth/client/plugins";
@@ -114,29 +142,42 @@ def run(script: str, cwd: Path, **environment: str) -> str:
     return ended.stdout
 
 
-def test_readme_leads_to_a_typed_client(copy: Path, addresses: dict[str, str]) -> None:
-    ((commands, answer),), (client,) = FIRST_TASK, TYPED_CLIENT
+def test_readme_leads_to_the_first_task(copy: Path, addresses: dict[str, str]) -> None:
+    ((commands, answer),) = FIRST_TASK
     for shown, here in addresses.items():
         commands = commands.replace(shown, here)
 
-    twice = f"{commands}\necho\n" * 2
-    said = run(f"{twice}{client}", copy, TODO_API=addresses["http://127.0.0.1:8000"])
+    first, second = run(f"{commands}\necho\n" * 2, copy).splitlines()
 
-    first, second, rest = said.split("\n", 2)
     assert CHANGING.sub("…", first) == CHANGING.sub("…", second) == CHANGING.sub("…", answer)
-    assert rest[rest.index("created ") :].splitlines() == [
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    directory = tmp_path / "development"
+    directory.mkdir()
+    with development(directory) as url:
+        yield url
+
+
+def test_readme_leads_to_a_typed_client(copy: Path, url: str) -> None:
+    said = run(COMMANDS, copy, TODO_API=url)
+
+    assert said[said.index("created ") :].splitlines() == [
         "created Buy milk",
-        "updated Two litres",
+        "updated Buy milk: two litres",
         "completed complete",
         "listed true",
         "deleted 204",
         "gone Task not found",
     ]
+    (copy / "examples" / "typescript-client" / "program.ts").write_text(DISTURBED)
+    said = run("cd examples && npx tsc && node typescript-client/program.ts", copy, TODO_API=url)
+    assert said.splitlines()[-1] == "second!,first 401,201,201,200,412,200,200,200,200", "changed twice; two pages"
 
 
 def test_typed_client_compiles_and_misuse_fails(copy: Path) -> None:
-    (client,) = TYPED_CLIENT
-    generate, _, _ = client.partition("node ")
+    generate, _, _ = COMMANDS.partition("USER_ID=")
     (copy / "examples" / "typescript-client" / "wrong.ts").write_text(WRONG)
 
     said = run(f"{generate}npx tsc", copy)
