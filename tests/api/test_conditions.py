@@ -342,7 +342,7 @@ def test_retrying_after_412_loses_no_update(alice: Person) -> None:
 MEANWHILE: list[tuple[str, int]] = [
     ("DELETE FROM tasks WHERE id = {id}", 404),
     ("UPDATE tasks SET title = 'y' WHERE id = {id}; DELETE FROM tasks WHERE id = {id}", 404),
-    ("UPDATE tasks SET updated_at = updated_at + interval '1 s' WHERE id = {id}", 412),
+    ("UPDATE tasks SET updated_at = '2100-01-01T00:00:00Z' WHERE id = {id}", 412),
 ]
 
 

@@ -16,6 +16,8 @@ from todo_api.migrations import migrate
 from todo_api.settings import Settings
 
 WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+# On Citus a statement waits on a worker; the last ten digits of its number are the coordinator's process id.
+WAITING_ON_CITUS = "SELECT waiting_gpid % 10000000000 AS pid FROM citus_lock_waits"
 
 
 @contextmanager
@@ -76,7 +78,8 @@ def locked(url: str, by: str = "LOCK TABLE tasks") -> Iterator[None]:
 def waiting_backend(url: str) -> int:
     """Wait until some statement is blocked by a lock, and return the process id of its backend."""
     end = deadline()
-    while not (waiting := sql(url, WAITING)):
+    statement = WAITING_ON_CITUS if sql(url, "SELECT FROM pg_views WHERE viewname = 'citus_lock_waits'") else WAITING
+    while not (waiting := sql(url, statement)):
         assert time.monotonic() < end
     pid: int = waiting[0]["pid"]
     return pid
