@@ -96,6 +96,17 @@ STATEMENTS = [
     ("08006", "connection to the remote node failed", Meaning.UNKNOWN),
     ("57P01", "terminating connection due to administrator command", Meaning.UNKNOWN),
     ("57P02", "terminating connection because of crash of another server process", Meaning.UNKNOWN),
+    # As Citus passes them on.
+    (
+        "23503",
+        'insert or update on table "tasks_102022" violates foreign key constraint "tasks_user_id_fkey_102022"',
+        Meaning.NO_ACCOUNT,
+    ),
+    (
+        "23503",
+        'violates foreign key constraint "comments_fkey_102054"\nDETAIL:  Key (id)=(tasks_user_id_fkey_1) is here',
+        Meaning.OWN,
+    ),
 ]
 
 
@@ -108,7 +119,6 @@ def test_server_error_of_a_statement(sqlstate: str, text: str, meaning: Meaning)
     ("sqlstate", "constraint", "meaning"),
     [
         ("23503", "tasks_user_id_fkey", Meaning.NO_ACCOUNT),
-        ("23503", "tasks_user_id_fkey_102008", Meaning.NO_ACCOUNT),
         ("23503", "comments_task_id_fkey", Meaning.OWN),
         ("23503", None, Meaning.OWN),
         ("23505", "tasks_idempotency_key_ccnew", Meaning.ROLLED_BACK),
