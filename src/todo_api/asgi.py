@@ -1,4 +1,4 @@
-"""The application for ASGI servers, made from the environment; a bad setting ends the process."""
+"""The application for ASGI servers, created from the environment; an invalid setting ends the process."""
 
 from todo_api.main import app
 

@@ -45,7 +45,7 @@ _UNUSED = ("database_url", "database_url_unpooled", "auth_backend")
 HOST = "127.0.0.1"
 ORIGINS = ("http://localhost:3000", "http://localhost:5173")  # Next.js and Vite
 _LOOPBACK = re.compile(rb"(?:(?:[a-z0-9-]+\.)*localhost|127(?:\.[0-9]+){3}|\[::1\])(?::[0-9]*)?", re.IGNORECASE)
-# How long Ctrl-C waits for requests that are under way.
+# How long Ctrl-C waits for running requests.
 GRACE_SECONDS = 1
 _SIGN_UP: ClauseElement = (
     insert(User)
@@ -70,7 +70,7 @@ class DevelopmentIdentity(AuthenticationBackend):
         """Return the user in the header; None without a bearer token."""
         scheme, _, user_id = conn.headers.get("authorization", "").partition(" ")
         user_id = user_id.strip(" \t")
-        with suppress(UnicodeDecodeError):  # what is no UTF-8 is Latin-1, in which browsers send it
+        with suppress(UnicodeDecodeError):  # otherwise it is Latin-1, in which browsers send headers
             user_id = user_id.encode("latin-1").decode()
         if scheme.lower() != "bearer" or not user_id:
             return None
@@ -82,7 +82,7 @@ class DevelopmentIdentity(AuthenticationBackend):
 
 
 class LoopbackHosts:
-    """Refuse requests for names other than loopback's: a web page could let its own name lead here (DNS rebinding)."""
+    """Refuse requests whose `Host` is not loopback, because a web page's name may resolve to it (DNS rebinding)."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

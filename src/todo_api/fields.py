@@ -19,7 +19,7 @@ class TaskField:
 
     `schema` is the JSON Schema of a value; null is added for a nullable column. An operation without a reader ignores
     the field. Readers never get a null that the column may hold. A column that `create` writes is required or nullable.
-    `examples` are by the name of the schema: TaskPublic, TaskCreate, TaskUpdate.
+    The keys of `examples` are the names of the schemas: TaskPublic, TaskCreate, TaskUpdate.
     """
 
     schema: Mapping[str, Any]

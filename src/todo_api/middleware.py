@@ -71,7 +71,7 @@ class RequestLog:
         try:
             await self.app(scope, receive, send_with_headers)
             if not status:
-                # To nobody, but a middleware around the application takes it for a crash to get no response at all.
+                # The client is gone, but middleware around the application would treat a missing response as a crash.
                 await error_response(400, "Client disconnected")(scope, receive, send)
         finally:
             # The route's template, never the path: no text from the client is logged.

@@ -1,4 +1,4 @@
-"""The tables, and what a request may put into them."""
+"""The tables, and the checks of request bodies."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -34,8 +34,9 @@ STATUSES = ("incomplete", "complete")
 Status = Literal["incomplete", "complete"]
 INVALID_STATUS = "Invalid status value. Must be 'incomplete' or 'complete'"
 
-# No NUL, and a character that is not blank as Python's str.isspace() has it. ECMAScript's \s has U+FEFF too, and lacks
-# U+001C to U+001F and U+0085. Line separators are not spelled out: code generators print this into source code.
+# No NUL, and at least one character that Python's str.isspace() does not count as blank. ECMAScript's \s includes
+# U+FEFF too, and lacks U+001C to U+001F and U+0085. The pattern contains no line separators, because code generators
+# copy it into source code.
 _NOT_BLANK = "^[^\\x00]*(?:[^\\s\\x00\\x1c-\\x1f\\x85]|\ufeff)[^\\x00]*$"
 ID_SCHEMA: dict[str, Any] = {"type": "integer", "format": "int64", "minimum": 1, "maximum": MAX_ID}
 USER_ID_SCHEMA: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": MAX_USER_ID}
@@ -50,7 +51,7 @@ _TIME = TaskField(
 
 
 class User(SQLModel, table=True):
-    """Better Auth's own table of accounts: created where it is missing, otherwise left alone."""
+    """Better Auth's table of accounts, which the migrations create if it is missing and otherwise do not change."""
 
     __tablename__: ClassVar[str] = "user"
 
@@ -66,7 +67,7 @@ class User(SQLModel, table=True):
 class Task(SQLModel, table=True):
     """A task as stored. A column with a `TaskField` is a field of the API, in this order.
 
-    The owner leads the primary key, so that no index leads to a row without naming its owner.
+    The owner comes first in the primary key, so that no index finds a row without its owner.
     """
 
     __tablename__: ClassVar[str] = "tasks"
@@ -124,8 +125,8 @@ class Task(SQLModel, table=True):
     ] = Field(sa_type=Text, sa_column_kwargs={"server_default": STATUSES[0]})
     created_at: Annotated[datetime, _TIME] = Field(sa_column_kwargs={"server_default": func.now()})
     updated_at: Annotated[datetime, _TIME] = Field(sa_column_kwargs={"server_default": func.now()})
-    # The request that created the task, if it had an Idempotency-Key: the key, a hash of the body, and an id that tells
-    # the first request from its repetitions.
+    # The request that created the task, if it had an Idempotency-Key: the key, a hash of the fields, and an id that
+    # distinguishes the first request from its repetitions.
     idempotency_key: str | None = Field(default=None, sa_type=Text)
     idempotency_fingerprint: bytes | None = Field(default=None, sa_type=LargeBinary)
     idempotency_request: UUID | None = Field(default=None, sa_type=Uuid)

@@ -36,7 +36,7 @@ router = APIRouter(
 
 
 class JSONText(Response):
-    """JSON that the database wrote, sent as it is."""
+    """JSON text from the database, sent unchanged."""
 
     media_type = "application/json"
 
@@ -67,10 +67,10 @@ _NO_ID = "Invalid task ID"
 async def list_tasks(request: OwnerRequest) -> Response:
     """List your tasks, newest first.
 
-    The whole list comes back, never a part of it; `[]` when it is empty. `status` keeps only the tasks in that status.
+    Without a `limit` the response is the whole list, `[]` if it is empty. `status` selects the tasks with that status.
 
-    With a `limit`, at most so many tasks come back. Where there are more, the header `Link: <…>; rel="next"` leads to
-    them, by a `cursor` of its own. A task that is there all the while is on exactly one of the pages.
+    With a `limit`, the response has at most that many tasks. If there are more, the header `Link: <…>; rel="next"` has
+    the URL of the next page, with a `cursor`. A task that exists all the time is on exactly one of the pages.
     """
     status = request.status_filter()
     page = request.page(status)
@@ -93,10 +93,10 @@ async def list_tasks(request: OwnerRequest) -> Response:
 async def create_task(request: OwnerRequest) -> Response:
     """Create a task; it starts `incomplete`.
 
-    Texts are stored exactly as sent. Unknown fields are ignored, `id`, `user_id` and `status` among them.
+    Texts are stored exactly as sent. Other fields are ignored, including `id`, `user_id` and `status`.
 
-    With an `Idempotency-Key` it is safe to ask again: as long as the task lives, the same key with the same title and
-    description answers with that task as it now is.
+    With an `Idempotency-Key` it is safe to retry: as long as the task exists, the same key with the same title and
+    description returns that task in its current state.
     """
     new, key = await request.new_task()
     tasks = request.tasks
@@ -131,10 +131,10 @@ async def get_task(request: OwnerRequest) -> Response:
 async def update_task(request: OwnerRequest) -> Response:
     """Change the fields that are present: `title`, `description` or `status`, at least one.
 
-    Absent fields keep their values, and null clears the description. `status` is the way to reopen a task. Of
-    concurrent updates the last one wins, field by field.
+    Absent fields keep their values, and null clears the description. Set `status` to `incomplete` to reopen a task. Of
+    concurrent updates of one field, the last one wins.
 
-    With `If-Match` and the `ETag` of the version you know, a task that has changed since is left as it is, with a 412.
+    With `If-Match` and the `ETag` of the version you have, a task that has changed since is left unchanged: 412.
     """
     task_id = request.task_id()
     changes = await request.changes()
@@ -148,9 +148,9 @@ async def update_task(request: OwnerRequest) -> Response:
     openapi_extra={"parameters": CONDITIONS},
 )
 async def delete_task(request: OwnerRequest) -> Response:
-    """Delete one of your tasks. A second time it is not found.
+    """Delete one of your tasks. Deleting it again is a 404.
 
-    With `If-Match` and the `ETag` of the version you know, a task that has changed since is left as it is, with a 412.
+    With `If-Match` and the `ETag` of the version you have, a task that has changed since is left unchanged: 412.
     """
     task_id = request.task_id()
     await request.tasks.delete(task_id, versions_to_change(task_id, request.headers))
@@ -165,9 +165,9 @@ async def delete_task(request: OwnerRequest) -> Response:
 async def complete_task(request: OwnerRequest) -> Response:
     """Set a task to `complete`.
 
-    Repeating it changes nothing, `updated_at` included, so it is safe to retry. A body is ignored.
+    Repeating it changes nothing, not even `updated_at`, so it is safe to retry. A body is ignored.
 
-    With `If-Match` and the `ETag` of the version you know, a task that has changed since is left as it is, with a 412.
+    With `If-Match` and the `ETag` of the version you have, a task that has changed since is left unchanged: 412.
     """
     task_id = request.task_id()
     return _task(await request.tasks.complete(task_id, versions_to_change(task_id, request.headers)))
