@@ -1,4 +1,4 @@
-"""The open connections: lending them, opening more, and letting go of those that cannot be trusted any more."""
+"""The pool: it hands out connections, opens more, and closes broken, old and unresponsive ones."""
 
 import asyncio
 import logging
@@ -17,20 +17,20 @@ from todo_api.errors import DatabaseUnavailable
 
 logger = logging.getLogger(__name__)
 
-STATEMENT_SECONDS = 8.0  # for one statement, which is then cancelled
+STATEMENT_SECONDS = 8.0  # timeout of a statement, which is then cancelled
 HANG_UP_SECONDS = 2.0  # for that
 QUEUE_SECONDS = 10.0  # for a connection of a database that is there
 REST_SECONDS = 5.0  # after so long without use, a connection is probed first
 PROBE_SECONDS = 0.5
-AGE_SECONDS = 600.0  # connections are replaced at about this age: names may lead elsewhere by then
-NEW_SECONDS = 1.0  # a connection that is younger leads where a new one would lead
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # between two tries
-# What using a connection raises when the database is at fault.
+AGE_SECONDS = 600.0  # connections are replaced at about this age, because the host name may resolve to another server
+NEW_SECONDS = 1.0  # a younger connection is not replaced: a new one would reach the same server
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # between two attempts
+# What the driver raises if a statement or its connection fails.
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 
 
 def pause(tries: int) -> float:
-    """Return how long to pause after so many tries: scattered, so that those who failed together do not return so."""
+    """Return the pause after so many attempts, with jitter, so that clients do not retry at the same moment."""
     return min(FIRST_PAUSE * 2.0**tries, LONGEST_PAUSE) * random.uniform(0.5, 1)  # noqa: S311  # no secret
 
 
@@ -51,14 +51,14 @@ class Connection:
 
 
 class Connections:
-    """At most `limit` connections, opened when somebody waits for one.
+    """A pool of at most `limit` connections, opened when a request waits for one.
 
-    A connection belongs to the event loop it was opened on. Used on another loop, this starts anew.
+    Connections belong to the event loop that they were opened on. Used on another loop, the pool starts empty.
     """
 
     def __init__(self, connector: Connector, limit: int, wake_seconds: float) -> None:
         self.limit = limit
-        self.untracked = False  # the pooler in between was seen not to track prepared statements
+        self.untracked = False  # whether the pooler before the database was seen not to track prepared statements
         self._connector = connector
         self._wake_seconds = wake_seconds
         self.queries: tuple[Query, ...] = ()  # prepared on each new connection
@@ -74,7 +74,7 @@ class Connections:
         self._idle: list[Connection] = []  # the one used last is used next
         self._waiting = Waiting()
         self._opening = self._closing = 0
-        self._failure: Exception | None = None  # of the last try to connect
+        self._failure: Exception | None = None  # of the last attempt to connect
         self._tasks: set[asyncio.Task[None]] = set()
 
     def _use_running_loop(self) -> None:
@@ -84,21 +84,21 @@ class Connections:
 
     @property
     def used(self) -> int:
-        """The number of connections at work."""
+        """The number of connections in use."""
         return len(self._open) - len(self._idle)
 
     @property
     def idle(self) -> int:
-        """The number of connections that wait for work."""
+        """The number of idle connections."""
         return len(self._idle)
 
     @property
     def waiting(self) -> int:
-        """The number of those who wait for a connection."""
+        """The number of requests that wait for a connection."""
         return len(self._waiting)
 
     def take(self) -> Connection | None:
-        """Return an idle connection that was used a moment ago, if there is one."""
+        """Return an idle connection that was used recently enough to need no probe, if there is one."""
         self._use_running_loop()
         if self._idle:
             connection = self._idle[-1]
@@ -107,7 +107,7 @@ class Connections:
         return None
 
     def take_any(self) -> Connection | None:
-        """Return an idle connection however long it has rested, if there is one."""
+        """Return any idle connection, if there is one."""
         return self.take() or (self._idle.pop() if self._idle else None)
 
     async def acquire(self, since: float, *, first: bool = False) -> Connection:
@@ -145,7 +145,7 @@ class Connections:
         return waiter.future.result()
 
     async def _answers(self, connection: Connection) -> bool:
-        """Probe a connection; where it is dead, so are those that have rested as long."""
+        """Probe a connection; if it is dead, drop all that have been idle as long."""
         try:
             await connection.driver.execute("SELECT 1", timeout=PROBE_SECONDS)
         except DRIVER_ERRORS:
@@ -160,9 +160,9 @@ class Connections:
         return True
 
     def give_back(self, connection: Connection) -> None:
-        """Lend a connection to the next, or leave it idle."""
+        """Return a connection to the pool, for the next waiting request or as idle."""
         now = self._now()
-        if now < connection.retire_at and connection in self._open:  # it may be of a loop that was used before
+        if now < connection.retire_at and connection in self._open:  # otherwise it belongs to a previous event loop
             connection.fresh_until = min(now + REST_SECONDS, connection.retire_at)
             self._offer(connection)
         else:
@@ -177,7 +177,7 @@ class Connections:
             self._idle.append(connection)
 
     def drop(self, connection: Connection) -> None:
-        """Close a connection without a word."""
+        """Close a connection at once, without notifying the server."""
         connection.driver.terminate()
         self._open.discard(connection)
         self._open_more()
@@ -197,12 +197,12 @@ class Connections:
             self._open_more()
 
     def suspect_idle(self) -> None:
-        """Have every idle connection probed before its next use."""
+        """Mark every idle connection to be probed before its next use."""
         for connection in self._idle:
             connection.fresh_until = 0
 
     def retire(self, connection: Connection) -> None:
-        """Replace a connection and those that are older, unless it is new: another would lead to the same server."""
+        """Replace a connection and all older ones, unless it is new: another one would reach the same server."""
         if self._now() < connection.opened_at + NEW_SECONDS:
             return
         for older in [other for other in self._open if other.opened_at <= connection.opened_at]:
@@ -211,7 +211,7 @@ class Connections:
     async def fill(self, queries: Iterable[Query]) -> None:
         """Open every connection and prepare the statements on it, so that no request has to.
 
-        Raises one of `CONNECT_ERRORS` when that fails for `wake_seconds`.
+        Raises one of `CONNECT_ERRORS` if that fails for `wake_seconds`.
         """
         self._use_running_loop()
         self.queries = tuple(queries)
@@ -225,7 +225,7 @@ class Connections:
             raise self._failure
 
     async def connect(self) -> Connection:
-        """Open a connection that is nobody else's and not counted; raise one of `CONNECT_ERRORS`."""
+        """Open a connection outside of the pool; raise one of `CONNECT_ERRORS`."""
         driver = await self._connector.connect(statement_seconds=STATEMENT_SECONDS)
         return Connection(driver, self._now())
 
@@ -233,7 +233,7 @@ class Connections:
         return len(self._open) + self._opening + self._closing < self.limit
 
     def _open_more(self) -> None:
-        """Open connections for those who wait; one at a time while that fails."""
+        """Open connections for waiting requests; one at a time while that fails."""
         while self._has_room() and self._opening < len(self._waiting) and not (self._failure and self._opening):
             self._start_opening()
 
@@ -248,7 +248,7 @@ class Connections:
         return task
 
     async def _open_one(self, until: float) -> None:
-        """Open a connection, trying again until a moment, and for as long as somebody waits."""
+        """Open a connection, and retry until `until` and for as long as a request waits."""
         tries = 0
         try:
             while True:
@@ -278,7 +278,7 @@ class Connections:
                     break
                 await connection.prepare(query)
             else:
-                # Preparing opens a transaction, with its locks, that only a statement ends.
+                # Preparing opens a transaction, with its locks, which only executing a statement ends.
                 await connection.driver.execute("SELECT 1")
         except BaseException:
             connection.driver.terminate()
@@ -286,7 +286,7 @@ class Connections:
         return connection
 
     def _note_failure(self, error: Exception) -> None:
-        """Fail those who have waited long enough, or for whom waiting does not help."""
+        """Fail the requests that have waited long enough, or all of them if waiting does not help."""
         if of_statement(error) is Meaning.UNTRACKED:
             self.note_untracked()
         if self._open:
@@ -302,7 +302,7 @@ class Connections:
                 waiter.fail(error)
 
     def note_untracked(self) -> None:
-        """Say once that the pooler in between does not track prepared statements."""
+        """Log, once, that the pooler before the database does not track prepared statements."""
         if not self.untracked:
             logger.error(
                 "the pooler before the database does not track prepared statements: set max_prepared_statements "

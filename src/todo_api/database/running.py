@@ -1,4 +1,4 @@
-"""The one way to run a statement, and what to do when it fails."""
+"""Running statements, and handling their failures."""
 
 import asyncio
 import logging
@@ -17,10 +17,10 @@ from todo_api.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-READY_SECONDS = 1.5  # for the whole of a readiness check
-GLANCE_SECONDS = 0.5  # of those for a connection that may be dead
-REPLACE_SECONDS = 1.0  # for a try on another connection, whatever `wake_seconds` says
-TRIES = 8  # of a statement that was rolled back, or refused by a server that has become read-only
+READY_SECONDS = 1.5  # timeout of a readiness check
+GLANCE_SECONDS = 0.5  # part of that for an idle connection, which may be dead
+REPLACE_SECONDS = 1.0  # time to retry on another connection, even if `wake_seconds` is shorter
+TRIES = 8  # retries of a statement that was rolled back, or refused by a server that has become read-only
 
 
 class Database:
@@ -74,9 +74,9 @@ class Database:
             tries += 1
 
     def _release(self, connection: Connection, error: Exception, *, sent: bool) -> Meaning:
-        """Give back, replace or close the connection of a statement that failed; tell what the error means."""
+        """Release, replace or close the connection of a failed statement, and classify the error."""
         meaning = of_statement(error)
-        if isinstance(error, OSError):  # the answer did not come: the statement may be slow, or the network dead
+        if isinstance(error, OSError):  # no answer in time: a slow statement, or a dead network
             self._connections.suspect_idle()
             self._connections.hang_up(connection)
         elif connection.driver.is_closed() or not isinstance(error, asyncpg.PostgresError):
@@ -89,7 +89,7 @@ class Database:
         else:
             if meaning is Meaning.READ_ONLY:
                 self._connections.retire(connection)
-            error.detail = None  # it quotes whole rows, and what is raised here reaches the log
+            error.detail = None  # it contains whole rows, and the error is logged
             self._connections.give_back(connection)
         return Meaning.NOT_RUN if meaning is Meaning.UNKNOWN and not sent else meaning
 
@@ -100,9 +100,9 @@ class Database:
         return in_time and (meaning is Meaning.NOT_RUN or (meaning is Meaning.UNKNOWN and is_read))
 
     async def check(self, statement: ClauseElement | Query) -> None:
-        """Run a statement without waiting behind the requests; raise `DatabaseUnavailable` unless it is answered soon.
+        """Run a statement without queueing behind requests; raise `DatabaseUnavailable` unless it is answered in time.
 
-        Takes less than 2 seconds, whatever does not answer.
+        Takes less than 2 seconds in any case.
         """
         try:
             async with asyncio.timeout(READY_SECONDS):
@@ -115,7 +115,7 @@ class Database:
     async def _check(self, query: Query) -> None:
         connections = self._connections
         if not connections.untracked and (idle := connections.take_any()):
-            with suppress(*CONNECT_ERRORS):  # it may be dead, which says nothing about the database
+            with suppress(*CONNECT_ERRORS):  # the connection may be dead while the database is not
                 async with asyncio.timeout(GLANCE_SECONDS):
                     await self._ask(idle, query)
                 return
@@ -124,12 +124,12 @@ class Database:
         except CONNECT_ERRORS:
             if not connections.used:
                 raise
-            # The server may grant no more connections than are at work: the next one that is given back.
+            # The server may allow no more connections than are in use, so use the next one that is released.
             now = asyncio.get_running_loop().time()
             await self._ask(await connections.acquire(now, first=True), query)
             return
         try:
-            # Behind a pooler that still tracks no prepared statements, some of these names are taken.
+            # If the pooler still tracks no prepared statements, some of these names already exist.
             for needed in (*connections.queries, query) if connections.untracked else (query,):
                 await connection.prepare(needed)
             await connection.prepared[query.name].fetchval(*query.arguments({}))
@@ -151,7 +151,7 @@ class Database:
         self._connections.give_back(connection)
 
     async def warm(self, statements: Iterable[ClauseElement | Query]) -> None:
-        """Open every connection and prepare the statements on it, so that no request has to."""
+        """Open every connection and prepare the statements on it, so that no request has to; log a failure."""
         try:
             await self._connections.fill(as_query(statement) for statement in statements)
         except CONNECT_ERRORS as error:

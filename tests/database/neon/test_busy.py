@@ -1,4 +1,4 @@
-"""A database that is there, and busy: slow statements, few connections, and what readiness says."""
+"""A reachable but busy database: slow statements, few connections, and readiness."""
 
 import asyncio
 import time
@@ -36,7 +36,7 @@ def test_a_slow_statement_costs_no_other_connection(direct: Neon, monkeypatch: p
 
 @pytest.fixture
 def limited(direct: Neon) -> Iterator[Neon]:
-    """A server that grants the service one connection."""
+    """A server that allows the service one connection."""
     sql(direct.direct_url, "CREATE ROLE service LOGIN CONNECTION LIMIT 1")
     sql(direct.direct_url, "GRANT SELECT, INSERT, UPDATE, DELETE ON tasks TO service")
     sql(direct.direct_url, "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO service")

@@ -1,4 +1,4 @@
-"""Connections that are open and of no use: to a server that is no primary any more, forgotten by the network, old."""
+"""Open connections that must be replaced: to a server that is no longer primary, dropped by the network, or old."""
 
 import asyncio
 import socket
@@ -18,8 +18,8 @@ PIDS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND 
 
 @pytest.fixture
 def failed_over(direct: Neon) -> Iterator[Person]:
-    """A service whose connections all lead to a server that accepts no writes."""
-    # Sessions that begin now are read-only for good, whatever the database is set to later.
+    """A service whose connections are all to a read-only server."""
+    # New sessions are read-only, and stay so even if the setting is changed later.
     sql(direct.direct_url, "ALTER ROLE postgres IN DATABASE todo SET default_transaction_read_only = on")
     client = direct.serve(pool_size=4, wake_seconds=2)
     direct.wait_until_warm()
@@ -28,7 +28,7 @@ def failed_over(direct: Neon) -> Iterator[Person]:
     sql(direct.direct_url, "ALTER ROLE postgres IN DATABASE todo RESET default_transaction_read_only")
 
 
-def test_writes_succeed_once_the_name_leads_to_a_primary(direct: Neon, failed_over: Person) -> None:
+def test_writes_succeed_after_failover(direct: Neon, failed_over: Person) -> None:
     sql(direct.direct_url, "ALTER ROLE postgres IN DATABASE todo RESET default_transaction_read_only")
 
     started = time.monotonic()
@@ -36,7 +36,7 @@ def test_writes_succeed_once_the_name_leads_to_a_primary(direct: Neon, failed_ov
     assert time.monotonic() - started < 3
 
 
-def test_a_database_that_stays_read_only_is_an_error_in_time(direct: Neon, failed_over: Person) -> None:
+def test_read_only_database_is_500_in_time(direct: Neon, failed_over: Person) -> None:
     opened, started = direct.front.connections, time.monotonic()
 
     answer = failed_over.ask("POST", json={"title": "x"})
@@ -48,7 +48,7 @@ def test_a_database_that_stays_read_only_is_an_error_in_time(direct: Neon, faile
     assert failed_over.tasks() == []
 
 
-def test_a_connection_forgotten_while_idle_is_replaced(neon: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_connection_dropped_by_network_is_replaced(neon: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("todo_api.database.connections.REST_SECONDS", 0.2)
     alice = neon.serve(pool_size=4)()
     neon.wait_until_warm()
@@ -60,7 +60,7 @@ def test_a_connection_forgotten_while_idle_is_replaced(neon: Neon, monkeypatch: 
     assert time.monotonic() - started < 5
 
 
-def test_a_rested_connection_that_lives_is_used(direct: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_live_idle_connection_is_reused(direct: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("todo_api.database.connections.REST_SECONDS", 0)
     alice = direct.serve(pool_size=1)()
     direct.wait_until_warm()
@@ -69,7 +69,7 @@ def test_a_rested_connection_that_lives_is_used(direct: Neon, monkeypatch: pytes
     assert direct.front.connections == 1
 
 
-def test_a_connection_is_replaced_at_its_greatest_age(direct: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connection_is_replaced_at_maximum_age(direct: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("todo_api.database.connections.AGE_SECONDS", 0.2)
     alice = direct.serve(pool_size=1)()
     direct.wait_until_warm()
@@ -83,7 +83,7 @@ def test_a_connection_is_replaced_at_its_greatest_age(direct: Neon, monkeypatch:
             assert time.monotonic() < deadline
 
 
-def test_the_kernel_watches_idle_connections(direct: Neon) -> None:
+def test_idle_connections_use_tcp_keepalive(direct: Neon) -> None:
     opened = asyncio.run(Connector(direct.url).open_socket("127.0.0.1", direct.front.port))
 
     with opened:
