@@ -247,6 +247,16 @@ def test_if_match_takes_only_current_etag(alice: Person, method: str, end: str, 
     assert alice.ask(method, path + end, json=body, headers={"If-Match": tag_of(alice, path)}).status_code < 300
 
 
+@pytest.mark.parametrize(("part", "other"), [("Z", "+00:00"), ("Z", "z"), ("T", "t"), ("T", "_"), (".", ",")])
+def test_etag_in_another_spelling_matches_nothing(alice: Person, part: str, other: str) -> None:
+    path = f"/{alice.create()['id']}"
+    tag = tag_of(alice, path).replace(part, other)
+
+    answer = alice.ask("PUT", path, json={"title": "x"}, headers={"If-Match": tag})
+
+    assert (answer.status_code, answer.json()) == (412, CHANGED)
+
+
 @writes
 @pytest.mark.parametrize("tag", ["*", '"x"', "malformed", "{}"])
 @pytest.mark.parametrize("name", ["If-Match", "If-None-Match"])
