@@ -1,6 +1,6 @@
-"""Traces and metrics by OpenTelemetry: FastAPI's own of each request, and here what it cannot know of the database.
+"""Traces and metrics by OpenTelemetry: FastAPI reports requests, this module statements and the pool.
 
-The environment switches them on by naming where to send them. Without that, nothing here is on the way of a request.
+They are on if the environment names an endpoint to export to. Otherwise no request runs code of this module.
 """
 
 import logging
@@ -35,12 +35,12 @@ def is_on() -> bool:
 
 
 def config(*, on: bool) -> TelemetryConfig:
-    """Configure FastAPI's part: one span and the metrics of each request, without its log of exceptions' texts."""
+    """Configure FastAPI's part: a span and metrics for each request, and no logs, which contain exception texts."""
     return {"tracing": on, "metrics": on, "logs": False, "operation_spans": False, "auto_configure": on}
 
 
 class Redaction:
-    """Take what the client wrote out of the span of its request, and put the request's id there."""
+    """Remove the client's text from a request's span, and add the request id."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -56,12 +56,12 @@ class Redaction:
             if scope["query_string"]:
                 span.set_attribute("url.query", "REDACTED")
             span.set_attribute("http.request.header.x-request-id", [logs.request_id.get() or ""])
-        self._started = True  # where the lifespan runs, it comes before the first request
+        self._started = True  # the lifespan, if the server runs it, starts before the first request
         await self.app(scope, receive, send)
 
 
 class TracedDatabase(Database):
-    """A database whose statements are spans, and whose statements and pool are measured."""
+    """A database that reports a span for each statement, and metrics of statements and pool."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -118,7 +118,7 @@ class TracedDatabase(Database):
 
 @lru_cache(maxsize=64)  # every statement is built once
 def _describe(statement: ClauseElement | Query) -> tuple[dict[str, str], str]:
-    """Name what a statement does, by OpenTelemetry's conventions, and give its text, which holds no values."""
+    """Return OpenTelemetry's attributes of a statement, and its text, which contains no values."""
     text = as_query(statement).text
     verb, table = _TARGET.findall(text)[0]
     operation = "SELECT" if verb == "FROM" else verb.split()[0]

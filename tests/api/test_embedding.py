@@ -1,4 +1,4 @@
-"""Root paths, mounts and added middleware: the application inside of others, and others inside of it."""
+"""Root paths, mounts and added middleware: the application inside others, and others inside it."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ Next = Callable[[Request], Awaitable[Response]]
 
 
 def prefixed(app: ASGIApp, root_path: str, before: str) -> ASGIApp:
-    """Run an application as a server does that is given a root path, and puts `before` in front of each path."""
+    """Run an application like a server with a root path, which prefixes each path with `before`."""
 
     async def server(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -38,7 +38,7 @@ def prefixed(app: ASGIApp, root_path: str, before: str) -> ASGIApp:
 
 
 def lifespan_of(app: FastAPI) -> Any:
-    """Let the application that it is mounted in run its lifespan."""
+    """Run its lifespan in that of the application that it is mounted in."""
     return lambda _: app.router.lifespan_context(app)
 
 

@@ -105,7 +105,7 @@ def test_parameters_have_their_limits(document: dict[str, Any], path: str, metho
     assert optional == PARAMETERS.get(OPERATIONS[path, method][0], set())
     assert all(parameter.get("required", False) == (parameter["in"] == "path") for parameter in parameters.values())
     assert all(parameter["description"] for parameter in parameters.values())
-    # The documentation page fills examples in: whoever tries an operation there opts into nothing.
+    # The documentation page fills in examples, so optional parameters have none.
     assert {
         name for name, parameter in parameters.items() if "example" in str(parameter)
     } == parameters.keys() - optional

@@ -1,4 +1,4 @@
-"""Clients made from openapi.json by the generators people use: they compile strictly and do all that the API offers.
+"""Clients that common generators build from openapi.json: they compile strictly and can use the whole API.
 
 Not part of `make test`, because the generators are many packages: `make test-clients` installs and runs them.
 """
@@ -51,7 +51,7 @@ def run(*command: str, cwd: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of this folder with what the generators made in it."""
+    """A copy of this folder with the generated clients."""
     folder = tmp_path_factory.mktemp("clients") / "clients"
     shutil.copytree(HERE, folder, ignore=shutil.ignore_patterns("node_modules", "__pycache__"))
     (folder / "node_modules").symlink_to(HERE / "node_modules")
@@ -76,7 +76,7 @@ def test_typescript_does_all_the_api_offers(folder: Path, url: str, client: str)
 
 
 def test_python_compiles_strictly(folder: Path) -> None:
-    # client.py is the same for every document, and has faults of its own: imported, but not reported on.
+    # client.py is the same for every document and has type errors of its own, which are not reported.
     options = ("--strict", "--config-file=", "--explicit-package-bases", "--follow-imports=silent")
 
     run("mypy", *options, "python_client.py", "generated_python/api", "generated_python/models", cwd=folder)

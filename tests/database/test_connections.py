@@ -1,4 +1,4 @@
-"""The pool by itself, on a real server."""
+"""The pool alone, on a real server."""
 
 import asyncio
 from contextlib import suppress

@@ -195,7 +195,7 @@ def test_first_interrupt_ends_it(tmp_path: Path) -> None:
         "GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n",  # kept alive
         f"{create}Content-Length: 100\r\n\r\n{{",
         f"{create}Transfer-Encoding: chunked\r\n\r\n5\r\n{{",
-        f"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\n{authorization}\r\n" * 8,  # of which nothing is read
+        f"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\n{authorization}\r\n" * 8,  # the responses are not read
         f"PATCH /api/alice/tasks/1/complete HTTP/1.1\r\n{authorization}\r\n",  # waits for the lock
     ]
     # The database ends with the service, and with it the connection that holds the lock.

@@ -1,4 +1,4 @@
-"""Conditional requests through real proxies that compress, and change entity tags by it."""
+"""Conditional requests through real proxies that compress responses and thereby change entity tags."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,7 +57,7 @@ def service(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture(params=PROXIES)
 def proxy(request: pytest.FixtureRequest, service: str, tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """The URL of the service behind a proxy, and the form in which the proxy passes tags on."""
+    """The URL of the service behind a proxy, and the proxy's form of entity tags."""
     configuration, options, form = PROXIES[request.param]
     program = archive.find(request.param)
     if program is None:

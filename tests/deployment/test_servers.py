@@ -1,4 +1,4 @@
-"""The same answers under every ASGI server that the README names, with and without a root path."""
+"""The same responses under every ASGI server that the README names, with and without a root path."""
 
 import signal
 import socket
@@ -88,7 +88,7 @@ def connected(url: str) -> socket.socket:
 
 
 def head(url: str, path: str, owner: str) -> str | None:
-    """Send HEAD and return the length it declares, once the connection has ended without a body."""
+    """Send HEAD, expect no body until the connection is closed, and return the declared length."""
     with connected(url) as connection:
         lines = [f"HEAD {path} HTTP/1.1", "Host: x", f"Authorization: Bearer {owner}", "Connection: close", "", ""]
         connection.sendall("\r\n".join(lines).encode())

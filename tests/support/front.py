@@ -103,7 +103,7 @@ class Front:
 
     async def _close(self) -> None:
         self._server.close()
-        await asyncio.sleep(0.05)  # until what was accepted before has its task, which closes it
+        await asyncio.sleep(0.05)  # so that every accepted connection has its task, which closes it
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
