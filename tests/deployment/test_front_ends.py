@@ -10,11 +10,11 @@ import httpx2
 import pytest
 
 from tests.support.better_auth import NODE
+from tests.support.guide import GUIDE
 from tests.support.openapi import WRITTEN
-from tests.support.serving import ROOT, development
+from tests.support.serving import development
 
-README = (ROOT / "README.md").read_text()
-[HELPER] = re.findall(r"```js\n(.+?)```", README, re.DOTALL)
+[HELPER] = re.findall(r"```js\n(.+?)```", GUIDE, re.DOTALL)
 # The first token is expired, and another client changes the task before the first PUT.
 BEFORE = """
 const { TODO_API } = process.env;

@@ -11,12 +11,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tests.api.test_auth import KEY, token
 from tests.support.api import new_account
 from tests.support.curl import curl
+from tests.support.guide import GUIDE
 from tests.support.serving import free_port, process, uvicorn, wait_for
 from todo_api.settings import Settings
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-EXAMPLES = re.findall(r"```sh\n(curl .+?)\n```\n\n```(?:json|http)\n(.*?)\n```", README, re.DOTALL)
-MODULES = re.findall(r"```python\n# (\w+\.py),.*?\n(.+?)```", README, re.DOTALL)
+EXAMPLES = re.findall(r"```sh\n(curl .+?)\n```\n\n```(?:json|http)\n(.*?)\n```", GUIDE, re.DOTALL)
+MODULES = re.findall(r"```python\n# (\w+\.py),.*?\n(.+?)```", GUIDE, re.DOTALL)
 TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:]{8}\.\d{6}Z")
 
 
@@ -37,7 +37,7 @@ def shows(shown: str, body: str) -> bool:
 
 
 def test_curl_examples_print_the_shown_responses(tmp_path: Path) -> None:
-    assert README.count("```sh\ncurl ") == len(EXAMPLES) == 13
+    assert GUIDE.count("```sh\ncurl ") == len(EXAMPLES) == 13
     address = f"127.0.0.1:{(port := free_port())}"
     environment = {"PORT": str(port), "DATA_DIR": str(tmp_path / "data")}
     with process("todo-api", "dev", environment=environment, cwd=tmp_path) as server:
@@ -85,7 +85,7 @@ def test_authentication_examples_work_as_shown(
 
 
 def test_settings_table_lists_every_setting() -> None:
-    rows = dict(re.findall(r"(?m)^\| `([A-Z_]+)` \|.*\| (.+?) \|$", README))
+    rows = dict(re.findall(r"(?m)^\| `([A-Z_]+)` \|.*\| (.+?) \|$", GUIDE))
 
     assert list(rows) == [name.upper() for name in Settings.model_fields]
     for name in ("pool_size", "wake_seconds", "docs_enabled", "data_dir", "port"):

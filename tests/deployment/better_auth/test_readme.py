@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,18 +12,18 @@ from pathlib import Path
 import pytest
 
 from tests.support.better_auth import EXAMPLES, better_auth, service
+from tests.support.guide import GUIDE
 from tests.support.openapi import WRITTEN
 from tests.support.postgres import migrated_database
 from tests.support.serving import BIN, UNMEASURED, development
 
 ROOT = EXAMPLES.parent
-README = (ROOT / "README.md").read_text()
-FIRST_TASK = re.findall(r"```sh\n(AUTH=.+?)```\n\n```json\n(.*?)\n```", README, re.DOTALL)
-[TYPED_CLIENT] = re.findall(r"```sh\n(cd examples\nnpm ci\n.+?)```", README, re.DOTALL)
+FIRST_TASK = re.findall(r"```sh\n(AUTH=.+?)```\n\n```json\n(.*?)\n```", GUIDE, re.DOTALL)
+[TYPED_CLIENT] = re.findall(r"```sh\n(cd examples\nnpm ci\n.+?)```", GUIDE, re.DOTALL)
 COMMANDS = TYPED_CLIENT.replace("npm ci\n", "")  # done by make
-SNIPPETS = re.findall(r"(?m)^```ts\n((?:.*\n)+?)```", README)
-[ROUTE] = re.findall(r"( +// app/api/auth/\[\.\.\.all\]/route\.ts\n(?:.*\n)+?) +```", README)
-[NEW_TOKEN] = re.findall(r" +(const newToken = .+)\n", README)
+SNIPPETS = re.findall(r"(?m)^```ts\n((?:.*\n)+?)```", GUIDE)
+[ROUTE] = re.findall(r"( +// app/api/auth/\[\.\.\.all\]/route\.ts\n(?:.*\n)+?) +```", GUIDE)
+[NEW_TOKEN] = re.findall(r" +(const newToken = .+)\n", GUIDE)
 CHANGING = re.compile(r'"id":\d+|"user_id":"\w{32}"|\d{4}-\d\d-\d\dT[\d:]{8}\.\d{6}Z')
 WRONG = """
 import createClient from "openapi-fetch";
@@ -107,7 +108,8 @@ def copy(tmp_path: Path) -> Path:
     shutil.copy(WRITTEN, tmp_path)
     curl = tmp_path / "bin" / "curl"
     curl.parent.mkdir()
-    curl.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m tests.support.curl "$@"\n')
+    root, python = shlex.quote(str(ROOT)), shlex.quote(sys.executable)
+    curl.write_text(f'#!/bin/sh\nPYTHONPATH={root} exec {python} -m tests.support.curl "$@"\n')
     curl.chmod(0o755)
     return tmp_path
 
