@@ -6,6 +6,7 @@ import random
 import re
 import time
 from collections.abc import Awaitable
+from contextlib import suppress
 from functools import partial
 from http import HTTPMethod
 
@@ -72,7 +73,8 @@ class RequestLog:
             await self.app(scope, receive, send_with_headers)
             if not status:
                 # The client is gone, but middleware around the application would treat a missing response as a crash.
-                await error_response(400, "Client disconnected")(scope, receive, send)
+                with suppress(OSError):  # which a server may raise, since the client is gone
+                    await error_response(400, "Client disconnected")(scope, receive, send)
         finally:
             # The route's template, never the path: no text from the client is logged.
             facts = {

@@ -128,6 +128,16 @@ def test_client_disconnect_is_no_crash(caplog: pytest.LogCaptureFixture) -> None
     assert caplog.records == []
 
 
+def test_server_may_refuse_to_send_to_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    class Gone(Request):
+        async def _send(self, message: Message) -> None:
+            raise OSError
+
+    asyncio.run(Gone(BearerIsIdentity(), "POST", disconnects=True).serve())
+
+    assert caplog.records == []
+
+
 def test_failure_after_response_started_is_raised() -> None:
     class Reset(Request):
         async def _send(self, message: Message) -> None:
