@@ -11,7 +11,7 @@ import todo_api
 PACKAGE = Path(todo_api.__file__).parent
 # From the lowest up. A module may import modules of lower layers, and those listed before it in its own.
 LAYERS = [
-    ["errors", "logs", "database_url", "settings"],
+    ["errors", "logs", "database_url", "settings", "refusals"],
     ["fields", "models"],
     ["statements", "database"],
     ["tasks"],

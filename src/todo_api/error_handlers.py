@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Match
 
 from todo_api.auth import is_rejection, reason
-from todo_api.errors import ApiError, DatabaseUnavailable, Unauthorized
+from todo_api.errors import ApiError, Busy, DatabaseUnavailable, Unauthorized
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def _api_response(error: ApiError) -> JSONResponse:
     headers = {}
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    elif isinstance(error, DatabaseUnavailable):
+    elif isinstance(error, (Busy, DatabaseUnavailable)):
         headers["Retry-After"] = str(error.retry_after)
     return error_response(error.status, error.message, headers)
 

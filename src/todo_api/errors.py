@@ -73,6 +73,14 @@ class DatabaseUnavailable(ApiError):
     retry_after: ClassVar[int] = 1
 
 
+class Busy(ApiError):
+    """There is more to do than can be done in time, and nothing was done of this request."""
+
+    status = 503
+    message = "Service is busy"
+    retry_after: ClassVar[int] = 1
+
+
 class SettingsError(Exception):
     """A setting is invalid, so the service cannot start. The message is one line for the operator, without secrets."""
 

@@ -9,6 +9,7 @@ import re
 from typing import Any, Never, cast
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from todo_api.errors import BadRequest, BodyTooLarge
 from todo_api.models import INVALID_STATUS, MAX_ID, MAX_KEY, STATUSES, Status, read_changes, read_new_task
@@ -62,6 +63,12 @@ class OwnerRequest(Request):
     async def changes(self) -> dict[str, object]:
         """Read the changes to a task; may raise `BodyTooLarge`."""
         return read_changes(self._json_object(await self._bounded_body()))
+
+    async def interrupt(self) -> Never:
+        """Raise `ClientDisconnect` once the client has left; what is still to come of the body is lost."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+        raise ClientDisconnect
 
     async def _bounded_body(self) -> bytes:
         """Read the body; raise `BodyTooLarge` if its declared or its real length exceeds `MAX_BODY` bytes."""

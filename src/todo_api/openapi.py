@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from todo_api.errors import BodyTooLarge, DatabaseUnavailable, KeyReused, TaskChanged, Unauthorized
+from todo_api.errors import BodyTooLarge, Busy, DatabaseUnavailable, KeyReused, TaskChanged, Unauthorized
 from todo_api.models import CREATED, ID_SCHEMA, MAX_KEY, NULLABLE, STATUSES, TASK_FIELDS, UPDATED, USER_ID_SCHEMA
 from todo_api.paging import MAX_LIMIT
 
@@ -174,18 +174,20 @@ _DESCRIPTIONS = {
     412: "The version is not one that `If-Match` names, or it is one that `If-None-Match` names.",
     413: "The body is over 64 KiB.",
     500: "The service failed. With `Retry-After` if its database is unavailable.",
+    503: "The service is overloaded. Nothing was done: try again later.",
 }
 _EXAMPLES = {
-    error.status: error.message for error in (Unauthorized, KeyReused, TaskChanged, BodyTooLarge, DatabaseUnavailable)
+    error.status: error.message
+    for error in (Unauthorized, KeyReused, TaskChanged, BodyTooLarge, DatabaseUnavailable, Busy)
+}
+_RETRY_AFTER = {
+    "description": "Seconds to wait.",
+    "schema": {"type": "integer", "format": "int32", "minimum": 1},
 }
 _HEADERS: dict[int, Any] = {
     401: {"WWW-Authenticate": {"required": True, "schema": {"type": "string", "const": "Bearer"}}},
-    500: {
-        "Retry-After": {
-            "description": "Seconds to wait.",
-            "schema": {"type": "integer", "format": "int32", "minimum": 1},
-        }
-    },
+    500: {"Retry-After": _RETRY_AFTER},
+    503: {"Retry-After": {**_RETRY_AFTER, "required": True}},
 }
 
 
@@ -207,7 +209,7 @@ def errors(bad_request: str, not_found: str, *codes: int) -> dict[int | str, dic
             "headers": _HEADERS.get(code, {}),
             "content": {"application/json": {"example": {"error": examples[code]}}},
         }
-        for code in sorted({400, 401, 404, 500, *codes})
+        for code in sorted({400, 401, 404, 500, 503, *codes})
     }
 
 

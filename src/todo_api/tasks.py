@@ -11,7 +11,7 @@ from uuid import uuid4
 from sqlalchemy import ClauseElement
 
 from todo_api import statements
-from todo_api.database import Database
+from todo_api.database import Database, Interrupt
 from todo_api.errors import KeyReused, TaskChanged, TaskNotFound
 from todo_api.models import UPDATED, Status
 
@@ -30,9 +30,10 @@ class TaskStore:
     those that take `versions` raise `TaskChanged` if the task's version is not one that they allow to be changed.
     """
 
-    def __init__(self, database: Database, owner: str) -> None:
+    def __init__(self, database: Database, owner: str, interrupt: Interrupt | None = None) -> None:
         self.owner = owner
         self._database = database
+        self._interrupt = interrupt
 
     async def list(self, status: Status | None) -> str:
         """List the tasks, newest first; only those with `status`, if given."""
@@ -97,7 +98,7 @@ class TaskStore:
         return answer
 
     async def _run(self, statement: ClauseElement, parameters: Mapping[str, object]) -> str:
-        answer = await self._database.run(statement, {"owner": self.owner, **parameters})
+        answer = await self._database.run(statement, {"owner": self.owner, **parameters}, self._interrupt)
         if answer is None:
             raise TaskNotFound
         return answer

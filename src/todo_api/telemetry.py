@@ -19,7 +19,7 @@ from sqlalchemy import ClauseElement
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from todo_api import logs
-from todo_api.database import Database, Query
+from todo_api.database import Database, Interrupt, Query
 from todo_api.database.query import as_query
 from todo_api.settings import Settings
 
@@ -81,8 +81,19 @@ class TracedDatabase(Database):
         gauge("db.client.connection.count", [self._count], "{connection}", "Connections, used and idle.")
         gauge("db.client.connection.max", [self._max], "{connection}", "The most connections that are opened.")
         gauge("db.client.connection.pending_requests", [self._pending], "{request}", "Waiting for a connection.")
+        wait = meter.create_histogram(
+            "db.client.connection.wait_time",
+            "s",
+            "Time in the queue for a connection, of those who had to wait.",
+            explicit_bucket_boundaries_advisory=[0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10],
+        )
+        self._connections.record_wait = lambda seconds: wait.record(seconds, self._pool)
+        counter = meter.create_observable_counter
+        counter("todo_api.requests.refused", [self._refused], "{request}", "Answered 503, by where that was decided.")
 
-    async def run(self, statement: ClauseElement | Query, parameters: Mapping[str, object]) -> str | None:
+    async def run(
+        self, statement: ClauseElement | Query, parameters: Mapping[str, object], interrupt: Interrupt | None = None
+    ) -> str | None:
         """Run one statement as `Database` does, in a span that its caller waits for."""
         started = perf_counter()
         operation, text = _describe(statement)
@@ -96,7 +107,7 @@ class TracedDatabase(Database):
             set_status_on_exception=False,
         ) as span:
             try:
-                return await super().run(statement, parameters)
+                return await super().run(statement, parameters, interrupt)
             except Exception as error:
                 attributes["error.type"] = type(error).__qualname__
                 span.set_attribute("error.type", type(error).__qualname__)
@@ -111,6 +122,10 @@ class TracedDatabase(Database):
 
     def _max(self, _: CallbackOptions) -> Iterable[Observation]:
         yield Observation(self._connections.limit, self._pool)
+
+    def _refused(self, _: CallbackOptions) -> Iterable[Observation]:
+        for where, number in self.refusals.counts.items():
+            yield Observation(number, {"where": where})
 
     def _pending(self, _: CallbackOptions) -> Iterable[Observation]:
         yield Observation(self._connections.waiting, self._pool)

@@ -11,12 +11,15 @@ from tests.support.api import CheckedClient, Person
 from tests.support.openapi import WRITTEN
 
 OPERATIONS = {
-    ("/api/{user_id}/tasks", "get"): ("listTasks", {"200", "304", "400", "401", "404", "412", "500"}),
-    ("/api/{user_id}/tasks", "post"): ("createTask", {"201", "400", "401", "404", "409", "413", "500"}),
-    ("/api/{user_id}/tasks/{id}", "get"): ("getTask", {"200", "304", "400", "401", "404", "412", "500"}),
-    ("/api/{user_id}/tasks/{id}", "put"): ("updateTask", {"200", "400", "401", "404", "412", "413", "500"}),
-    ("/api/{user_id}/tasks/{id}", "delete"): ("deleteTask", {"204", "400", "401", "404", "412", "500"}),
-    ("/api/{user_id}/tasks/{id}/complete", "patch"): ("completeTask", {"200", "400", "401", "404", "412", "500"}),
+    ("/api/{user_id}/tasks", "get"): ("listTasks", {"200", "304", "400", "401", "404", "412", "500", "503"}),
+    ("/api/{user_id}/tasks", "post"): ("createTask", {"201", "400", "401", "404", "409", "413", "500", "503"}),
+    ("/api/{user_id}/tasks/{id}", "get"): ("getTask", {"200", "304", "400", "401", "404", "412", "500", "503"}),
+    ("/api/{user_id}/tasks/{id}", "put"): ("updateTask", {"200", "400", "401", "404", "412", "413", "500", "503"}),
+    ("/api/{user_id}/tasks/{id}", "delete"): ("deleteTask", {"204", "400", "401", "404", "412", "500", "503"}),
+    ("/api/{user_id}/tasks/{id}/complete", "patch"): (
+        "completeTask",
+        {"200", "400", "401", "404", "412", "500", "503"},
+    ),
 }
 PARAMETERS = {
     "listTasks": {"status", "limit", "cursor", "If-Match", "If-None-Match"},

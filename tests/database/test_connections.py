@@ -6,6 +6,7 @@ from contextlib import suppress
 from tests.support.postgres import settings_for
 from todo_api.database.connecting import Connector
 from todo_api.database.connections import Connection, Connections
+from todo_api.database.waiting import Waiter
 
 
 def test_connection_lent_to_a_cancelled_request_returns(database_url: str) -> None:
@@ -15,8 +16,8 @@ def test_connection_lent_to_a_cancelled_request_returns(database_url: str) -> No
         connections = Connections(connector, limit=1, wake_seconds=0)
         assert connections.take() is None
         now = asyncio.get_running_loop().time()
-        lent = await connections.acquire(now)
-        waiting = asyncio.create_task(connections.acquire(now))
+        lent = await connections.acquire(Waiter("a", now))
+        waiting = asyncio.create_task(connections.acquire(Waiter("a", now)))
         await asyncio.sleep(0)
         assert connections.waiting == 1
         connections.give_back(lent)

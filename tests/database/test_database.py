@@ -112,7 +112,7 @@ def test_disconnect_mid_response_sends_no_second(settings: Settings, alice: Pers
     sent = []
 
     async def receive() -> Message:
-        return {"type": "http.disconnect"}
+        return await asyncio.Event().wait() and {}
 
     async def send(message: Message) -> None:
         sent.append(message["type"])

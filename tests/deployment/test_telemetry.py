@@ -32,7 +32,7 @@ from starlette.types import Receive, Scope, Send
 
 from tests.support.api import BearerIsIdentity, CheckedClient, Person, error, new_account
 from tests.support.patience import deadline
-from tests.support.postgres import locked, settings_for
+from tests.support.postgres import locked, settings_for, waiting_backend
 from tests.support.serving import uvicorn
 from todo_api.main import create_app
 from todo_api.settings import Settings
@@ -237,7 +237,8 @@ def test_requests_and_statements_are_measured(recorder: Recorder, carol: Person)
     }
 
 
-def test_pool_metrics_count_connections(recorder: Recorder, database_url: str) -> None:
+def test_pool_metrics_count_connections(recorder: Recorder, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("todo_api.database.waiting.MOST_SECONDS", 60)
     name = {"db.client.connection.pool.name": database_url.partition("?")[0].rpartition("/")[2]}
     used, idle = ({"db.client.connection.state": state} for state in ("used", "idle"))
 
@@ -261,6 +262,27 @@ def test_pool_metrics_count_connections(recorder: Recorder, database_url: str) -
         wait_until("count", (name | used, 0), (name | idle, 2))
         wait_until("max", (name, 2))
         wait_until("pending_requests", (name, 0))
+        [wait] = recorder.points("db.client.connection.wait_time")
+        assert wait["attributes"] == name
+        assert wait["count"] >= 1
+        assert wait["sum"] > 0
+
+
+def test_refused_requests_are_counted(recorder: Recorder, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = create_app(settings_for(database_url, pool_size=1), BearerIsIdentity())
+    with ThreadPoolExecutor() as threads, CheckedClient(app) as client:
+        carol = Person(client, database_url, new_account(database_url))
+        assert carol.tasks() == []
+        for bound, seconds in (("MEASURED", 0), ("BURST", 0), ("TARGET", -1)):
+            monkeypatch.setattr(f"todo_api.database.waiting.{bound}_SECONDS", seconds)
+        with locked(database_url):
+            holding = threads.submit(carol.tasks)
+            waiting_backend(database_url)
+            assert [carol.ask("GET").status_code for _ in range(2)] == [503, 503]
+        assert holding.result() == []
+
+    [refused] = recorder.points("todo_api.requests.refused")
+    assert (refused["attributes"], refused["value"]) == ({"where": "queue"}, 2)
 
 
 @pytest.mark.parametrize("environment", [{}, {ENDPOINT: "http://127.0.0.1:1", "OTEL_SDK_DISABLED": "true"}])

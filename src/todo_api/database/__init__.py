@@ -6,5 +6,6 @@ and `waiting` its queue. `running` combines them.
 
 from todo_api.database.query import Query
 from todo_api.database.running import Database
+from todo_api.database.waiting import Interrupt
 
-__all__ = ["Database", "Query"]
+__all__ = ["Database", "Interrupt", "Query"]

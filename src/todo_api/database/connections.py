@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 
 import asyncpg
@@ -14,12 +14,13 @@ from todo_api.database.failures import Meaning, of_statement, while_connecting
 from todo_api.database.query import Query
 from todo_api.database.waiting import Waiter, Waiting
 from todo_api.errors import DatabaseUnavailable
+from todo_api.refusals import Refusals
 
 logger = logging.getLogger(__name__)
 
 STATEMENT_SECONDS = 8.0  # timeout of a statement, which is then cancelled
 HANG_UP_SECONDS = 2.0  # for that
-QUEUE_SECONDS = 10.0  # for a connection of a database that is there
+TICK_SECONDS = 0.02  # between two looks at those who wait
 REST_SECONDS = 5.0  # after so long without use, a connection is probed first
 PROBE_SECONDS = 0.5
 AGE_SECONDS = 600.0  # connections are replaced at about this age, because the host name may resolve to another server
@@ -60,6 +61,8 @@ class Connections:
         self.limit = limit
         self.untracked = False  # whether the pooler before the database was seen not to track prepared statements
         self._connector = connector
+        self.refusals = Refusals()
+        self.record_wait: Callable[[float], None] | None = None  # told how many seconds each waiter waited
         self._wake_seconds = wake_seconds
         self.queries: tuple[Query, ...] = ()  # prepared on each new connection
         self._open: set[Connection] = set()
@@ -72,7 +75,9 @@ class Connections:
                 connection.driver.terminate()
         self._open = set()
         self._idle: list[Connection] = []  # the one used last is used next
-        self._waiting = Waiting()
+        self._waiting = Waiting(self.refusals)
+        self._is_filling = False
+        self._ticking: asyncio.TimerHandle | None = None
         self._opening = self._closing = 0
         self._failure: Exception | None = None  # of the last attempt to connect
         self._tasks: set[asyncio.Task[None]] = set()
@@ -110,11 +115,11 @@ class Connections:
         """Return any idle connection, if there is one."""
         return self.take() or (self._idle.pop() if self._idle else None)
 
-    async def acquire(self, since: float, *, first: bool = False) -> Connection:
-        """Return a connection, as soon as there is one for a request that waits `since` a moment.
+    async def acquire(self, waiter: Waiter, *, first: bool = False) -> Connection:
+        """Return a connection, as soon as there is one for this waiter.
 
-        Raises `DatabaseUnavailable` when it has waited `QUEUE_SECONDS` for one of those that are open, or, where none
-        can be opened, `wake_seconds`.
+        Raises `Busy` when too many others wait, `DatabaseUnavailable` when none can be opened for `wake_seconds`, and
+        what the waiter's interrupt raises.
         """
         while self._idle:
             connection = self._idle.pop()
@@ -122,27 +127,48 @@ class Connections:
                 self.drop(connection)
             elif self._now() < connection.fresh_until or await self._answers(connection):
                 return connection
-        waiter = Waiter(since)
-        self._waiting.join(waiter, first=first)
+        if not self._ticking:
+            self._ticking = asyncio.get_running_loop().call_later(TICK_SECONDS, self._tick)
+        joined = self._now()
+        (self._waiting.join_first if first else self._waiting.join)(waiter, joined)
         self._open_more()
         try:
-            return await self._served(waiter)
-        except BaseException:
-            if not waiter.future.done():
+            return await waiter.future
+        except asyncio.CancelledError:
+            if waiter.future.cancelled():
                 self._waiting.leave(waiter)
             elif not waiter.future.exception():
                 self._offer(waiter.future.result())
             raise
+        finally:
+            if waiter.interrupting:
+                waiter.interrupting.cancel()
+            if self.record_wait:
+                self.record_wait(self._now() - joined)
 
-    async def _served(self, waiter: Waiter) -> Connection:
-        while not waiter.future.done():
+    def _tick(self) -> None:
+        """Look through those who wait, for as long as there are any."""
+        self._ticking = None
+        if not self._waiting:
+            return
+        now = self._now()
+        if self._open:
+            self._waiting.look(now)
+        else:
             # A single attempt is made whatever `wake_seconds` says, and fails those who wait when it fails.
-            patience = QUEUE_SECONDS if self._open else max(self._wake_seconds, CONNECT_SECONDS)
-            left = waiter.since + patience - self._now()
-            if left <= 0:
-                raise DatabaseUnavailable from self._failure or TimeoutError("no connection became free")
-            await asyncio.wait([waiter.future], timeout=min(left, 1))
-        return waiter.future.result()
+            patience = max(self._wake_seconds, CONNECT_SECONDS)
+            self._fail_waiting(self._failure or TimeoutError("no connection could be opened"), now - patience)
+        self._waiting.watch()
+        self._ticking = asyncio.get_running_loop().call_later(TICK_SECONDS, self._tick)
+
+    def _fail_waiting(self, error: Exception, since: float) -> None:
+        """Fail those who have waited since a moment or longer."""
+        for waiter in [*self._waiting]:
+            if waiter.since <= since:
+                self._waiting.leave(waiter)
+                unavailable = DatabaseUnavailable()
+                unavailable.__cause__ = error
+                waiter.fail(unavailable)
 
     async def _answers(self, connection: Connection) -> bool:
         """Probe a connection; if it is dead, drop all that have been idle as long."""
@@ -171,22 +197,29 @@ class Connections:
                 self._start_opening()
 
     def _offer(self, connection: Connection) -> None:
-        if self._waiting:
-            self._waiting.next().future.set_result(connection)
-        else:
-            self._idle.append(connection)
+        while self._waiting:
+            future = self._waiting.next().future
+            if not future.done():
+                future.set_result(connection)
+                return
+        self._idle.append(connection)
 
     def drop(self, connection: Connection) -> None:
         """Close a connection at once, without notifying the server."""
         connection.driver.terminate()
-        self._open.discard(connection)
+        self._forget(connection)
         self._open_more()
 
     def hang_up(self, connection: Connection) -> None:
         """Close a connection whose statement may go on: in the background, cancel that first, if the server listens."""
-        self._open.discard(connection)
+        self._forget(connection)
         self._closing += 1
         self._start(self._close(connection))
+
+    def _forget(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        if not self._open:
+            self._waiting.pause()
 
     async def _close(self, connection: Connection) -> None:
         try:
@@ -216,11 +249,15 @@ class Connections:
         self._use_running_loop()
         self.queries = tuple(queries)
         until = self._now() + self._wake_seconds
+        self._is_filling = True
         # The first alone: behind a pooler that does not track prepared statements, the second finds the names taken.
         await self._start_opening(until)
         while self._has_room() and not self._failure:
             self._start_opening(until)
         await asyncio.gather(*self._tasks)
+        self._is_filling = False
+        if self._open:
+            self._waiting.resume(self._now())
         if self._failure:
             raise self._failure
 
@@ -265,6 +302,8 @@ class Connections:
                 tries += 1
             self._failure = None
             self._open.add(connection)
+            if not self._is_filling:
+                self._waiting.resume(self._now())
             self._offer(connection)
         finally:
             self._opening -= 1
@@ -296,10 +335,7 @@ class Connections:
             return
         self._failure = error
         lasting = while_connecting(error) is Meaning.LASTING
-        for waiter in [*self._waiting]:
-            if lasting or waiter.since + self._wake_seconds <= self._now():
-                self._waiting.leave(waiter)
-                waiter.fail(error)
+        self._fail_waiting(error, self._now() - (0 if lasting else self._wake_seconds))
 
     def note_untracked(self) -> None:
         """Log, once, that the pooler before the database does not track prepared statements."""

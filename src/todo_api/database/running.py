@@ -12,7 +12,9 @@ from todo_api.database.connecting import CONNECT_ERRORS, Connector
 from todo_api.database.connections import DRIVER_ERRORS, Connection, Connections, pause
 from todo_api.database.failures import Meaning, of_statement
 from todo_api.database.query import Query, as_query
-from todo_api.errors import DatabaseUnavailable, Unauthorized
+from todo_api.database.waiting import Interrupt, Waiter
+from todo_api.errors import Busy, DatabaseUnavailable, Unauthorized
+from todo_api.refusals import Refusals
 from todo_api.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -34,15 +36,23 @@ class Database:
         connector = Connector(settings.database_url.get_secret_value())
         self._connections = Connections(connector, settings.pool_size, settings.wake_seconds)
 
-    async def run(self, statement: ClauseElement | Query, parameters: Mapping[str, object]) -> str | None:
+    @property
+    def refusals(self) -> Refusals:
+        """The requests that were refused because more was asked than can be done."""
+        return self._connections.refusals
+
+    async def run(
+        self, statement: ClauseElement | Query, parameters: Mapping[str, object], interrupt: Interrupt | None = None
+    ) -> str | None:
         """Run one statement in one round trip and return the only column of its first row, or None without a row.
 
         A database that is away is waited for, at most `wake_seconds`. A write is sent a second time only where the
-        first is known not to have been applied; a read is.
+        first is known not to have been applied; a read is. Owners take turns. What `interrupt` raises, when the
+        client has left, ends the wait for a connection.
 
-        Raises `DatabaseUnavailable` when the database does not answer in time or nobody knows whether a write was
-        applied, `Unauthorized` when the statement makes a task for an owner who has no account, and what the driver
-        raised where the statement itself is at fault.
+        Raises `Busy` when more statements wait than can run in time, `DatabaseUnavailable` when the database does not
+        answer in time or nobody knows whether a write was applied, `Unauthorized` when the statement makes a task for
+        an owner without an account, and what the driver raised where the statement itself is at fault.
         """
         query = as_query(statement)
         arguments = query.arguments(parameters)
@@ -51,7 +61,7 @@ class Database:
         connection = self._connections.take()
         while True:
             if connection is None:
-                connection = await self._connections.acquire(since)
+                connection = await self._connections.acquire(Waiter(parameters.get("owner"), since, interrupt))
             sent = False
             try:
                 prepared = connection.prepared.get(query.name) or await connection.prepare(query)
@@ -107,7 +117,7 @@ class Database:
         try:
             async with asyncio.timeout(READY_SECONDS):
                 await self._check(as_query(statement))
-        except CONNECT_ERRORS as error:
+        except (*CONNECT_ERRORS, Busy) as error:
             if of_statement(error) is Meaning.UNTRACKED:
                 self._connections.note_untracked()
             raise DatabaseUnavailable from error
@@ -126,7 +136,7 @@ class Database:
                 raise
             # The server may allow no more connections than are in use, so use the next one that is released.
             now = asyncio.get_running_loop().time()
-            await self._ask(await connections.acquire(now, first=True), query)
+            await self._ask(await connections.acquire(Waiter(None, now), first=True), query)
             return
         try:
             # If the pooler still tracks no prepared statements, some of these names already exist.

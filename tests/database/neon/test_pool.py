@@ -22,7 +22,7 @@ CONNECTED = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_datab
 def test_pool_never_exceeds_its_size(direct: Neon) -> None:
     alice = direct.serve(pool_size=3)()
 
-    with crowd(24) as threads:
+    with crowd(12) as threads:
         answers = list(threads.map(lambda _: alice.ask("GET").status_code, range(300)))
 
     assert answers == [200] * 300

@@ -1,0 +1,39 @@
+"""Counts the requests refused because more was asked than can be done, and logs when refusing begins and ends."""
+
+import asyncio
+import logging
+from collections import Counter
+
+logger = logging.getLogger(__name__)
+QUIET_SECONDS = 5.0  # without a refusal, after which refusing has ended
+
+
+class Refusals:
+    """The requests refused so far, by where that was decided: in the `queue` for a connection, or at the `door`."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._before: Counter[str] = Counter()
+        self._began_at: float | None = None
+        self._last_at = 0.0
+
+    def count(self, where: str) -> None:
+        """Count a refused request, of the running event loop."""
+        loop = asyncio.get_running_loop()
+        self.counts[where] += 1
+        self._last_at = loop.time()
+        if self._began_at is None:
+            self._began_at = self._last_at
+            logger.warning("more is asked than can be answered in time: refusing requests, first in the %s", where)
+            loop.call_later(QUIET_SECONDS, self._end, loop)
+
+    def _end(self, loop: asyncio.AbstractEventLoop) -> None:
+        left = self._last_at + QUIET_SECONDS - loop.time()
+        if left > 0:
+            loop.call_later(left, self._end, loop)
+            return
+        assert self._began_at is not None
+        refused = self.counts - self._before
+        seconds = self._last_at - self._began_at
+        logger.warning("refused %d requests within %.1f s: %s", refused.total(), seconds, dict(refused))
+        self._before, self._began_at = self.counts.copy(), None

@@ -1,0 +1,333 @@
+"""The queue for a connection: turns, refusals, and clients that leave."""
+
+import asyncio
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from functools import wraps
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.types import Message
+
+from tests.database.neon.conftest import Neon
+from tests.database.test_database import scope_of
+from tests.support.api import BearerIsIdentity, CheckedClient, Person, error
+from tests.support.crowd import crowd
+from tests.support.postgres import locked, settings_for, waiting_backend
+from todo_api.database import Database
+from todo_api.database.waiting import (
+    BURST_SECONDS,
+    MAX_WAITING,
+    MEASURED_SECONDS,
+    MOST_SECONDS,
+    WOKEN_SECONDS,
+    Waiter,
+    Waiting,
+)
+from todo_api.errors import Busy
+from todo_api.main import create_app
+from todo_api.refusals import Refusals
+from todo_api.settings import Settings
+from todo_api.statements import STATEMENTS
+
+LIST = STATEMENTS[0]
+
+
+def in_a_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """Run a test in an event loop, to which futures belong."""
+
+    @wraps(test)
+    def run() -> None:
+        asyncio.run(test())
+
+    return run
+
+
+def joined(queue: Waiting, owner: str, now: float) -> Waiter:
+    waiter = Waiter(owner, now)
+    queue.join(waiter, now)
+    return waiter
+
+
+def open_queue() -> Waiting:
+    """Make the queue of a database that is there."""
+    queue = Waiting(Refusals())
+    queue.resume(0)
+    return queue
+
+
+def is_refused(waiter: Waiter) -> bool:
+    return waiter.future.done() and isinstance(waiter.future.exception(), Busy)
+
+
+def fits(queue: Waiting, owner: str, now: float) -> bool:
+    try:
+        joined(queue, owner, now)
+    except Busy:
+        return False
+    return True
+
+
+def served(queue: Waiting, begin: float, end: float) -> None:
+    """Serve 100 a second and have more come, from a moment to another."""
+    for step in range(round(begin * 50), round(end * 50)):
+        for _ in range(2):
+            joined(queue, "flood", step / 50)
+            queue.next()
+        queue.look((step + 1) / 50)
+
+
+@in_a_loop
+async def test_owners_take_turns() -> None:
+    queue = open_queue()
+    for owner in "aaabcb":
+        joined(queue, owner, 0)
+
+    assert [queue.next().owner for _ in range(6)] == ["a", "b", "c", "a", "b", "a"]
+    assert not queue
+
+
+@in_a_loop
+async def test_a_burst_is_not_refused() -> None:
+    queue = open_queue()
+    for _ in range(500):
+        joined(queue, "a", 0)
+
+    queue.look(MOST_SECONDS - 0.01)
+
+    assert len(queue) == 500
+
+
+@in_a_loop
+async def test_whoever_would_wait_too_long_is_refused() -> None:
+    queue = open_queue()
+    for _ in range(20):
+        joined(queue, "flood", 0)
+    served(queue, 0, BURST_SECONDS - 0.1)
+    for _ in range(40):
+        joined(queue, "flood", BURST_SECONDS - 0.1)
+    served(queue, BURST_SECONDS - 0.1, BURST_SECONDS)
+
+    # 60 wait, at 100 a second.
+    with pytest.raises(Busy):
+        joined(queue, "flood", BURST_SECONDS)
+    neighbour = joined(queue, "neighbour", BURST_SECONDS)
+    queue.next()
+    assert queue.next() is neighbour
+
+
+@in_a_loop
+async def test_too_many_owners_are_refused() -> None:
+    queue = open_queue()
+    joined(queue, "flood", 0)
+    served(queue, 0, BURST_SECONDS)
+    for owner in range(28):
+        joined(queue, str(owner), BURST_SECONDS)
+    joined(queue, "for 0.3 seconds", BURST_SECONDS)
+
+    assert [fits(queue, f"{owner} more", BURST_SECONDS) for owner in range(9)][-1] is False
+
+
+@in_a_loop
+async def test_a_burst_may_wait_longer_than_a_flood() -> None:
+    queue = open_queue()
+    joined(queue, "flood", 0)
+    served(queue, 0, MEASURED_SECONDS + 0.1)
+    for _ in range(80):
+        joined(queue, "flood", MEASURED_SECONDS + 0.1)
+
+    assert [fits(queue, "flood", MEASURED_SECONDS + 0.1) for _ in range(40)][-1] is False
+
+
+@in_a_loop
+async def test_a_queue_that_was_empty_expects_nothing() -> None:
+    queue = open_queue()
+    for _ in range(3):
+        joined(queue, "a", 0)
+    queue.look(1)
+    with pytest.raises(Busy):
+        joined(queue, "a", 1)
+    for _ in range(3):
+        queue.next()
+
+    for _ in range(3):
+        joined(queue, "a", 1)
+
+    assert len(queue) == 3
+
+
+@in_a_loop
+async def test_whoever_waited_too_long_is_refused() -> None:
+    queue = open_queue()
+    late, later = joined(queue, "a", 0), joined(queue, "a", 0.1)
+
+    queue.look(MOST_SECONDS)
+
+    assert (is_refused(late), is_refused(later)) == (True, False)
+    assert len(queue) == 1
+
+
+@in_a_loop
+async def test_a_full_queue_gives_from_the_longest() -> None:
+    queue = open_queue()
+    flood = [joined(queue, "flood", 0) for _ in range(MAX_WAITING - 1)]
+    neighbours = [joined(queue, "neighbour", 0) for _ in range(3)]
+
+    assert [is_refused(waiter) for waiter in flood[-3:]] == [False, True, True]
+    assert not any(map(is_refused, neighbours))
+    assert len(queue) == MAX_WAITING
+
+
+@in_a_loop
+async def test_waiting_for_a_database_is_not_counted() -> None:
+    queue = Waiting(Refusals())
+    first = joined(queue, "a", 0)
+    queue.look(5)
+    joined(queue, "a", 5)
+    queue.resume(8)
+    queue.look(8 + MOST_SECONDS)
+    queue.pause()
+    queue.look(100)
+    joined(queue, "b", 100)
+
+    assert len(queue) == 3
+    queue.resume(100)
+    queue.look(100 + WOKEN_SECONDS + MOST_SECONDS)
+    assert is_refused(first)
+    assert not queue
+
+
+@pytest.fixture
+def alice(settings: Settings, alice: Person) -> Iterator[Person]:
+    """Use an application with one connection."""
+    with CheckedClient(create_app(settings.model_copy(update={"pool_size": 1}), BearerIsIdentity())) as client:
+        alice.client = client
+        assert alice.tasks() == []
+        yield alice
+
+
+@pytest.mark.parametrize(
+    "bounds", [{"MOST_SECONDS": 0.1}, {"MEASURED_SECONDS": 0, "BURST_SECONDS": 0, "TARGET_SECONDS": -1}]
+)
+def test_a_refused_request_does_nothing(
+    alice: Person, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, bounds: dict[str, float]
+) -> None:
+    for name, seconds in bounds.items():
+        monkeypatch.setattr(f"todo_api.database.waiting.{name}", seconds)
+    monkeypatch.setattr("todo_api.refusals.QUIET_SECONDS", 1)
+    with crowd(1) as threads, locked(alice.database_url):
+        holding = threads.submit(alice.ask, "POST", json={"title": "holds the connection"})
+        waiting_backend(alice.database_url)
+        for _ in range(3):
+            refused = alice.ask("POST", json={"title": "x"}, headers={"Origin": "https://app.example.com"})
+            assert (refused.status_code, refused.json()) == (503, error("Service is busy"))
+            assert refused.headers["retry-after"] == "1"
+            assert refused.headers["access-control-allow-origin"] == "https://app.example.com"
+    assert holding.result().status_code == 201
+    assert [row["title"] for row in alice.stored()] == ["holds the connection"]
+
+    def logged() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.name == "todo_api.refusals"]
+
+    deadline = time.monotonic() + 10
+    while len(logged()) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    begins, ends = logged()
+    assert begins == "more is asked than can be answered in time: refusing requests, first in the queue"
+    assert re.fullmatch(r"refused 3 requests within \d+\.\d s: \{'queue': 3\}", ends)
+
+
+def test_a_flood_leaves_others_their_turn(database_url: str) -> None:
+    order: list[str] = []
+
+    async def ask(database: Database, owner: str) -> None:
+        await database.run(LIST, {"owner": owner})
+        order.append(owner)
+
+    async def compete() -> None:
+        database = Database(settings_for(database_url, pool_size=1))
+        await asyncio.gather(*(ask(database, owner) for owner in ["flood"] * 200 + ["neighbour"] * 3))
+        await database.close()
+
+    asyncio.run(compete())
+
+    assert order[:7] == ["flood", "neighbour"] * 3 + ["flood"]
+    assert Counter(order) == {"flood": 200, "neighbour": 3}
+
+
+def test_a_client_that_leaves_the_queue_runs_nothing(settings: Settings, alice: Person) -> None:
+    sent = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def ask(app: FastAPI, title: str, *, leaves: bool) -> None:
+        messages: list[Message] = [{"type": "http.request", "body": b'{"title": "%s"}' % title.encode()}]
+
+        async def receive() -> Message:
+            if not messages and not leaves:
+                await asyncio.Event().wait()
+            return messages.pop() if messages else {"type": "http.disconnect"}
+
+        await app(scope_of(alice, "POST", **{"Content-Type": "application/json"}), receive, send)
+
+    async def serve() -> None:
+        app = create_app(settings.model_copy(update={"pool_size": 1}), BearerIsIdentity())
+        holding = asyncio.create_task(ask(app, "holds the connection", leaves=False))
+        await asyncio.to_thread(waiting_backend, alice.database_url)
+        await asyncio.wait_for(ask(app, "left", leaves=True), 5)
+        holding.cancel()
+        await asyncio.wait([holding])
+        await app.state.database.close()
+
+    with locked(alice.database_url):
+        asyncio.run(serve())
+
+    assert [message.get("status") for message in sent] == [400, None]  # which nobody reads
+    assert alice.stored() == []
+
+
+def test_a_statement_cancelled_in_the_queue_takes_no_connection(database_url: str) -> None:
+    async def compete() -> None:
+        database = Database(settings_for(database_url, pool_size=1))
+        asking = [asyncio.create_task(database.run(LIST, {"owner": str(n)})) for n in range(40)]
+        await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+        for task in asking[1::2]:
+            task.cancel()
+        await asyncio.wait(asking)
+        assert sum(task.cancelled() for task in asking) >= 19
+        assert await database.run(LIST, {"owner": "nobody"}) == "[]"
+        await database.close()
+
+    asyncio.run(compete())
+
+
+def test_as_many_wait_for_a_database_as_fit(direct: Neon) -> None:
+    refused: Counter[str] = Counter()
+
+    async def ask(database: Database, owner: str) -> None:
+        try:
+            assert await database.run(LIST, {"owner": owner}) == "[]"
+        except Busy:
+            refused[owner] += 1
+
+    async def wait_for_it() -> None:
+        database = Database(settings_for(direct.url, pool_size=4, wake_seconds=30))
+        owners = ["flood"] * (MAX_WAITING + 300) + ["neighbour"] * 500
+        asking = [asyncio.create_task(ask(database, owner)) for owner in owners]
+        seen = direct.front.connections
+        while direct.front.connections < seen + 2:  # noqa: ASYNC110  # counted in another thread
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(direct.resume)
+        await asyncio.gather(*asking)
+        await database.close()
+
+    direct.suspend()
+    direct.front.wake = None
+    asyncio.run(wait_for_it())
+
+    assert refused == {"flood": 800}
