@@ -20,6 +20,8 @@ NO_TASK = b'{"error":"Task not found"}'
 def url(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     environment = {"DATABASE_URL": database_url, "AUTH_BACKEND": "tests.support.api:BearerIsIdentity"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    # As in production, whose requirements have no WebSocket library; the tests' have one, for another server.
+    environment["UVICORN_WS"] = "none"
     with uvicorn(environment, tmp_path_factory.mktemp("cwd")) as url:
         yield url
 
