@@ -28,7 +28,7 @@ test-fast: $(VENV)/ready ## run what needs no pooler, no Node.js, no browser and
 	$(BIN)/pytest --numprocesses 3 --dist worksteal -m 'not slow' tests/api tests/database/test_*.py tests/test_*.py
 
 test-clients: $(VENV)/bench tests/clients/node_modules/ready ## generate clients from openapi.json, compile them and run them against the service
-	$(BIN)/pytest tests/clients/matrix.py
+	$(BIN)/pytest -rs tests/clients/matrix.py tests/clients/docs_page.py
 
 soak: $(VENV)/ready ## break the database under load for two minutes (SOAK_SECONDS=…), and count what was lost
 	$(BIN)/python -m tests.support.soak $(SOAK_SECONDS)

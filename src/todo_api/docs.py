@@ -28,7 +28,8 @@ _PAGE = bytes(
         swagger_css_url=f"docs/{_STYLE}",
         swagger_favicon_url="data:,",
     ).body
-)
+    # The document has no links, and their empty column makes the page too wide for a phone.
+).replace(b"</head>", b"<style>.swagger-ui .response-col_links { display: none }</style></head>")
 _PAGE_DIGEST = sha256(_PAGE).hexdigest()
 _INLINE = re.findall(b"<script>(.*?)</script>", _PAGE, re.DOTALL)
 _POLICY = "; ".join(
