@@ -1,15 +1,15 @@
-"""Counts the requests refused because more was asked than can be done, and logs when refusing begins and ends."""
+"""Counts the requests refused because of overload, and logs when refusing begins and ends."""
 
 import asyncio
 import logging
 from collections import Counter
 
 logger = logging.getLogger(__name__)
-QUIET_SECONDS = 5.0  # without a refusal, after which refusing has ended
+QUIET_SECONDS = 5.0  # refusing has ended after this time without a refusal
 
 
 class Refusals:
-    """The requests refused so far, by where that was decided: in the `queue` for a connection, or at the `door`."""
+    """The number of refused requests, by the place that refused them."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()

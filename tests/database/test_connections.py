@@ -20,7 +20,7 @@ def test_connection_lent_to_a_cancelled_request_returns(database_url: str) -> No
         waiting = asyncio.create_task(connections.acquire(Waiter("a", now)))
         await asyncio.sleep(0)
         assert connections.waiting == 1
-        connections.give_back(lent)
+        connections.release(lent)
         waiting.cancel()
         with suppress(asyncio.CancelledError):
             await waiting

@@ -19,9 +19,9 @@ from todo_api.refusals import Refusals
 logger = logging.getLogger(__name__)
 
 STATEMENT_SECONDS = 8.0  # timeout of a statement, which is then cancelled
-HANG_UP_SECONDS = 2.0  # for that
-TICK_SECONDS = 0.02  # between two looks at those who wait
-REST_SECONDS = 5.0  # after so long without use, a connection is probed first
+HANG_UP_SECONDS = 2.0  # timeout of cancelling it
+TICK_SECONDS = 0.02  # interval of checking the waiting requests
+REST_SECONDS = 5.0  # a connection that was idle for longer is probed before use
 PROBE_SECONDS = 0.5
 AGE_SECONDS = 600.0  # connections are replaced at about this age, because the host name may resolve to another server
 NEW_SECONDS = 1.0  # a younger connection is not replaced: a new one would reach the same server
@@ -62,19 +62,19 @@ class Connections:
         self.untracked = False  # whether the pooler before the database was seen not to track prepared statements
         self._connector = connector
         self.refusals = Refusals()
-        self.record_wait: Callable[[float], None] | None = None  # told how many seconds each waiter waited
+        self.record_wait: Callable[[float], None] | None = None  # called with the seconds that each request waited
         self._wake_seconds = wake_seconds
         self.queries: tuple[Query, ...] = ()  # prepared on each new connection
         self._open: set[Connection] = set()
-        self._start_anew(None)
+        self._reset(None)
 
-    def _start_anew(self, loop: asyncio.AbstractEventLoop | None) -> None:
+    def _reset(self, loop: asyncio.AbstractEventLoop | None) -> None:
         self._loop = loop
         for connection in self._open:
             with suppress(RuntimeError):  # its loop is closed
                 connection.driver.terminate()
         self._open = set()
-        self._idle: list[Connection] = []  # the one used last is used next
+        self._idle: list[Connection] = []  # last in, first out
         self._waiting = Waiting(self.refusals)
         self._is_filling = False
         self._ticking: asyncio.TimerHandle | None = None
@@ -85,7 +85,7 @@ class Connections:
     def _use_running_loop(self) -> None:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
-            self._start_anew(loop)
+            self._reset(loop)
 
     @property
     def used(self) -> int:
@@ -116,7 +116,7 @@ class Connections:
         return self.take() or (self._idle.pop() if self._idle else None)
 
     async def acquire(self, waiter: Waiter, *, first: bool = False) -> Connection:
-        """Return a connection, as soon as there is one for this waiter.
+        """Return a connection for this waiter, as soon as one is free.
 
         Raises `Busy` when too many others wait, `DatabaseUnavailable` when none can be opened for `wake_seconds`, and
         what the waiter's interrupt raises.
@@ -147,7 +147,7 @@ class Connections:
                 self.record_wait(self._now() - joined)
 
     def _tick(self) -> None:
-        """Look through those who wait, for as long as there are any."""
+        """Check the waiting requests periodically, while there are any."""
         self._ticking = None
         if not self._waiting:
             return
@@ -155,14 +155,14 @@ class Connections:
         if self._open:
             self._waiting.look(now)
         else:
-            # A single attempt is made whatever `wake_seconds` says, and fails those who wait when it fails.
+            # One attempt to connect is always made, even if `wake_seconds` is shorter; its failure ends the waiting.
             patience = max(self._wake_seconds, CONNECT_SECONDS)
             self._fail_waiting(self._failure or TimeoutError("no connection could be opened"), now - patience)
         self._waiting.watch()
         self._ticking = asyncio.get_running_loop().call_later(TICK_SECONDS, self._tick)
 
     def _fail_waiting(self, error: Exception, since: float) -> None:
-        """Fail those who have waited since a moment or longer."""
+        """Fail the requests that have waited since `since` or longer."""
         for waiter in [*self._waiting]:
             if waiter.since <= since:
                 self._waiting.leave(waiter)
@@ -185,7 +185,7 @@ class Connections:
             raise
         return True
 
-    def give_back(self, connection: Connection) -> None:
+    def release(self, connection: Connection) -> None:
         """Return a connection to the pool, for the next waiting request or as idle."""
         now = self._now()
         if now < connection.retire_at and connection in self._open:  # otherwise it belongs to a previous event loop
@@ -210,8 +210,8 @@ class Connections:
         self._forget(connection)
         self._open_more()
 
-    def hang_up(self, connection: Connection) -> None:
-        """Close a connection whose statement may go on: in the background, cancel that first, if the server listens."""
+    def cancel_and_close(self, connection: Connection) -> None:
+        """In the background, cancel the statement that may still run on a connection, then close the connection."""
         self._forget(connection)
         self._closing += 1
         self._start(self._close(connection))
@@ -229,7 +229,7 @@ class Connections:
             self._closing -= 1
             self._open_more()
 
-    def suspect_idle(self) -> None:
+    def probe_idle_before_use(self) -> None:
         """Mark every idle connection to be probed before its next use."""
         for connection in self._idle:
             connection.fresh_until = 0
@@ -250,7 +250,7 @@ class Connections:
         self.queries = tuple(queries)
         until = self._now() + self._wake_seconds
         self._is_filling = True
-        # The first alone: behind a pooler that does not track prepared statements, the second finds the names taken.
+        # One first: if the pooler does not track prepared statements, preparing them on a second connection fails.
         await self._start_opening(until)
         while self._has_room() and not self._failure:
             self._start_opening(until)
@@ -357,4 +357,4 @@ class Connections:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        self._start_anew(None)
+        self._reset(None)

@@ -38,7 +38,7 @@ class Database:
 
     @property
     def refusals(self) -> Refusals:
-        """The requests that were refused because more was asked than can be done."""
+        """The number of requests refused because of overload."""
         return self._connections.refusals
 
     async def run(
@@ -74,10 +74,10 @@ class Database:
                 if not self._runs_again(meaning, since, tries, is_read=query.is_read):
                     raise (Unauthorized if meaning is Meaning.NO_ACCOUNT else DatabaseUnavailable) from error
             except BaseException:
-                self._connections.hang_up(connection)
+                self._connections.cancel_and_close(connection)
                 raise
             else:
-                self._connections.give_back(connection)
+                self._connections.release(connection)
                 return answer
             connection = None
             await asyncio.sleep(pause(tries))
@@ -87,10 +87,10 @@ class Database:
         """Release, replace or close the connection of a failed statement, and classify the error."""
         meaning = of_statement(error)
         if isinstance(error, OSError):  # no answer in time: a slow statement, or a dead network
-            self._connections.suspect_idle()
-            self._connections.hang_up(connection)
+            self._connections.probe_idle_before_use()
+            self._connections.cancel_and_close(connection)
         elif connection.driver.is_closed() or not isinstance(error, asyncpg.PostgresError):
-            self._connections.suspect_idle()
+            self._connections.probe_idle_before_use()
             self._connections.drop(connection)
             meaning = Meaning.UNKNOWN if meaning is Meaning.OWN else meaning
         elif meaning is Meaning.UNTRACKED:
@@ -100,7 +100,7 @@ class Database:
             if meaning is Meaning.READ_ONLY:
                 self._connections.retire(connection)
             error.detail = None  # it contains whole rows, and the error is logged
-            self._connections.give_back(connection)
+            self._connections.release(connection)
         return Meaning.NOT_RUN if meaning is Meaning.UNKNOWN and not sent else meaning
 
     def _runs_again(self, meaning: Meaning, since: float, tries: int, *, is_read: bool) -> bool:
@@ -127,7 +127,7 @@ class Database:
         if not connections.untracked and (idle := connections.take_any()):
             with suppress(*CONNECT_ERRORS):  # the connection may be dead while the database is not
                 async with asyncio.timeout(GLANCE_SECONDS):
-                    await self._ask(idle, query)
+                    await self._run_check(idle, query)
                 return
         try:
             connection = await connections.connect()
@@ -136,7 +136,7 @@ class Database:
                 raise
             # The server may allow no more connections than are in use, so use the next one that is released.
             now = asyncio.get_running_loop().time()
-            await self._ask(await connections.acquire(Waiter(None, now), first=True), query)
+            await self._run_check(await connections.acquire(Waiter(None, now), first=True), query)
             return
         try:
             # If the pooler still tracks no prepared statements, some of these names already exist.
@@ -147,7 +147,7 @@ class Database:
         finally:
             connection.driver.terminate()
 
-    async def _ask(self, connection: Connection, query: Query) -> None:
+    async def _run_check(self, connection: Connection, query: Query) -> None:
         try:
             prepared = connection.prepared.get(query.name) or await connection.prepare(query)
             await prepared.fetchval(*query.arguments({}))
@@ -155,10 +155,10 @@ class Database:
             self._release(connection, error, sent=True)
             raise
         except BaseException:
-            self._connections.suspect_idle()
-            self._connections.hang_up(connection)
+            self._connections.probe_idle_before_use()
+            self._connections.cancel_and_close(connection)
             raise
-        self._connections.give_back(connection)
+        self._connections.release(connection)
 
     async def warm(self, statements: Iterable[ClauseElement | Query]) -> None:
         """Open every connection and prepare the statements on it, so that no request has to; log a failure."""

@@ -1,7 +1,7 @@
-"""The queue of those who wait for a connection: owners take turns, and nobody joins who cannot be served in time.
+"""The queue of requests for a connection: fair between owners, and bounded by the expected waiting time.
 
-Each owner has a queue (RFC 8290), and as with CoDel (RFC 8289) time counts and not length: the time that a newcomer can
-expect to wait, at the rate at which others are served. A burst may wait longer than what keeps coming.
+Each owner has a queue, and the queues are served in turn (RFC 8290). As in CoDel (RFC 8289) the bound is on time, not
+length: the time that a new request is expected to wait, at the current rate of service. Short bursts may wait longer.
 """
 
 import asyncio
@@ -17,23 +17,23 @@ from todo_api.refusals import Refusals
 if TYPE_CHECKING:
     from todo_api.database.connections import Connection
 
-TARGET_SECONDS = 0.3  # in a queue that has not been empty for `BURST_SECONDS`
-BURST_SECONDS = 1.0  # in any other
-MOST_SECONDS = 1.5  # whatever was expected
-WOKEN_SECONDS = 10.0  # for those who already waited while there was no database
-MEASURED_SECONDS = 0.25  # before anything is expected
-FORGETTING = 0.95  # of the rate at which others were served, at each look at it
+TARGET_SECONDS = 0.3  # bound of the expected wait, if the queue has not been empty for `BURST_SECONDS`
+BURST_SECONDS = 1.0  # the bound otherwise
+MOST_SECONDS = 1.5  # bound of the real wait
+WOKEN_SECONDS = 10.0  # additional wait of requests that queued while the database was unavailable
+MEASURED_SECONDS = 0.25  # time to measure the rate before the bounds apply
+FORGETTING = 0.95  # decay of the measured rate at each update
 MAX_WAITING = 1000
 
-# Raises when the client has left.
+# Raises when the client has disconnected.
 Interrupt = Callable[[], Awaitable[Never]]
 
 
 @dataclass(eq=False)
 class Waiter:
-    """A statement without a connection; `since` is when its request began to wait, on the loop's clock.
+    """A request for a connection; `since` is when it began to wait, on the loop's clock.
 
-    Its time in the queue counts from the moment `counts_from`.
+    Its wait in the queue is measured from `counts_from`.
     """
 
     owner: object
@@ -44,13 +44,13 @@ class Waiter:
     future: "asyncio.Future[Connection]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def fail(self, error: Exception) -> None:
-        """Tell it that there will be no connection."""
+        """End its waiting with an error."""
         if not self.future.done():
             self.future.set_exception(error)
 
 
 class Waiting:
-    """A queue of waiters for each owner; the owners in the order of their turns."""
+    """A queue of waiters for each owner, and the owners in the order in which they are served next."""
 
     def __init__(self, refusals: Refusals) -> None:
         self._refusals = refusals
@@ -58,7 +58,7 @@ class Waiting:
         self._length = 0
         self._is_paused = True
         self._busy_since = self._measured_at = 0.0
-        self._served = self._seconds = 0.0  # how many in how long, lately
+        self._served = self._seconds = 0.0  # number served, and in how many seconds, with decay
 
     def __len__(self) -> int:
         return self._length
@@ -67,9 +67,10 @@ class Waiting:
         return (waiter for queue in self._queues.values() for waiter in queue)
 
     def join(self, waiter: Waiter, now: float) -> None:
-        """Wait behind the owner's other waiters.
+        """Append a waiter to its owner's queue.
 
-        Raises `Busy` if that is expected to take too long. In a full queue, the last waiter of the longest is refused.
+        Raises `Busy` if the expected wait is too long. If there are too many waiters, the last of the longest queue is
+        refused.
         """
         if not self._is_paused and self._expected(waiter.owner) > self._patience(now):
             self._refusals.count("queue")
@@ -80,7 +81,7 @@ class Waiting:
             self.refuse(next(reversed(longest)))
 
     def _expected(self, owner: object) -> float:
-        """Tell how long a newcomer of this owner would wait: each of the owner's turns is a turn of all others too."""
+        """Return the expected wait of the owner's next request: before each one, every other owner is served once."""
         turns = len(self._queues.get(owner, ())) + 1
         return turns * len(self._queues) * self._seconds / (self._served + 1)
 
@@ -91,7 +92,7 @@ class Waiting:
         return TARGET_SECONDS if busy >= BURST_SECONDS else BURST_SECONDS
 
     def join_first(self, waiter: Waiter, now: float) -> None:
-        """Wait before everybody else."""
+        """Insert a waiter before all others."""
         self._append(waiter, now)
         self._queues.move_to_end(waiter.owner, last=False)
 
@@ -107,7 +108,7 @@ class Waiting:
         self._served = self._seconds = 0.0
 
     def leave(self, waiter: Waiter) -> None:
-        """Wait no longer, if it does."""
+        """Remove a waiter, if it is in the queue."""
         queue = self._queues.get(waiter.owner)
         if queue and waiter in queue:
             del queue[waiter]
@@ -116,7 +117,7 @@ class Waiting:
                 del self._queues[waiter.owner]
 
     def next(self) -> Waiter:
-        """Take the first waiter of the owner whose turn it is out of the queue."""
+        """Remove and return the first waiter of the owner to serve next."""
         owner, queue = next(iter(self._queues.items()))
         waiter = next(iter(queue))
         self.leave(waiter)
@@ -126,13 +127,13 @@ class Waiting:
         return waiter
 
     def refuse(self, waiter: Waiter) -> None:
-        """Tell a waiter that there is more to do than can be done."""
+        """Remove a waiter and fail it with `Busy`."""
         self.leave(waiter)
         self._refusals.count("queue")
         waiter.fail(Busy())
 
     def look(self, now: float) -> None:
-        """Measure how fast others are served, and refuse those who have waited too long."""
+        """Update the rate of service, and refuse the waiters that have waited too long."""
         self._seconds = (self._seconds + now - self._measured_at) * FORGETTING
         self._served *= FORGETTING
         self._measured_at = now
@@ -141,12 +142,12 @@ class Waiting:
                 self.refuse(waiter)
 
     def pause(self) -> None:
-        """Count no time from now on: there is no database to wait for a turn at."""
+        """Stop measuring waits, because the database is unavailable."""
         self._is_paused = True
         self._count_from(inf)
 
     def resume(self, now: float) -> None:
-        """Count time from now on, and none of those who waited for the database, for `WOKEN_SECONDS`."""
+        """Measure waits again; those of requests that waited for the database only after `WOKEN_SECONDS`."""
         if self._is_paused:
             self._is_paused = False
             self._begin(now)
@@ -157,7 +158,7 @@ class Waiting:
             waiter.counts_from = moment
 
     def watch(self) -> None:
-        """Look out for the clients of those who wait: one that leaves takes its request out of the queue."""
+        """Watch the waiters' clients, and remove the request of one that disconnects."""
         for waiter in self:
             if waiter.interrupt and not waiter.interrupting:
                 waiter.interrupting = asyncio.create_task(self._watch(waiter, waiter.interrupt))
@@ -165,6 +166,6 @@ class Waiting:
     async def _watch(self, waiter: Waiter, interrupt: Interrupt) -> None:
         try:
             await interrupt()
-        except Exception as error:  # noqa: BLE001  # whatever the interrupt raises goes to the waiter
+        except Exception as error:  # noqa: BLE001  # any exception of the interrupt is passed to the waiter
             self.leave(waiter)
             waiter.fail(error)

@@ -19,7 +19,7 @@ def lock(task_id: int) -> str:
     return f"SELECT FROM tasks WHERE id = {task_id} FOR UPDATE"
 
 
-def test_a_slow_statement_costs_no_other_connection(direct: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_statement_closes_no_other_connection(direct: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("todo_api.database.connections.STATEMENT_SECONDS", 0.4)
     alice = direct.serve(pool_size=8)()
     task = alice.create()
@@ -47,7 +47,7 @@ def limited(direct: Neon) -> Iterator[Neon]:
     sql(direct.direct_url, "DROP ROLE service")
 
 
-def test_who_is_refused_a_connection_waits_in_order(limited: Neon) -> None:
+def test_refused_connections_wait_in_order(limited: Neon) -> None:
     order: list[int] = []
 
     async def ask(database: Database, name: int) -> None:
@@ -65,7 +65,7 @@ def test_who_is_refused_a_connection_waits_in_order(limited: Neon) -> None:
     assert order == list(range(8)) * 20
 
 
-def test_a_healthy_database_is_waited_for_whatever_the_time_to_wake(direct: Neon) -> None:
+def test_busy_database_is_waited_for_without_wake_seconds(direct: Neon) -> None:
     alice = direct.serve(pool_size=2, wake_seconds=0)()
 
     with crowd(12) as threads:
@@ -74,7 +74,7 @@ def test_a_healthy_database_is_waited_for_whatever_the_time_to_wake(direct: Neon
     assert codes == [201] * 60
 
 
-def test_a_queue_that_does_not_move_is_left_in_time(direct: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_in_queue_times_out(direct: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("todo_api.database.waiting.MOST_SECONDS", 0.3)
     alice = direct.serve(pool_size=1)()
     task = alice.create()
@@ -89,7 +89,7 @@ def test_a_queue_that_does_not_move_is_left_in_time(direct: Neon, monkeypatch: p
     assert len(alice.tasks()) == 1
 
 
-def test_readiness_passes_the_queue(direct: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readiness_does_not_queue(direct: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("todo_api.database.waiting.MOST_SECONDS", 60)
     alice = direct.serve(pool_size=2)()
     task = alice.create()
@@ -104,9 +104,7 @@ def test_readiness_passes_the_queue(direct: Neon, monkeypatch: pytest.MonkeyPatc
     assert {answer.result().status_code for answer in blocked} == {200}
 
 
-def test_readiness_is_next_where_no_more_connections_are_granted(
-    limited: Neon, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_readiness_uses_next_free_connection(limited: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("todo_api.database.waiting.MOST_SECONDS", 60)
     alice = limited.serve(pool_size=1)()
     task = alice.create()
