@@ -66,7 +66,7 @@ WAYS: dict[str, tuple[Callable[[FastAPI], ASGIApp], str]] = {
 
 
 @pytest.mark.parametrize(("way", "root_path"), WAYS.values(), ids=WAYS)
-def test_root_path_is_a_prefix_of_whole_segments(
+def test_root_path_matches_whole_segments(
     settings: Settings, alice: Person, way: Callable[[FastAPI], ASGIApp], root_path: str
 ) -> None:
     with TestClient(way(create_app(settings, BearerIsIdentity())), headers=alice.headers) as client:
@@ -161,7 +161,7 @@ WRAPPERS = [wrapped, added, zipped, zipped_outside, inside_of_another]
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_client_leaving_in_mid_body_is_no_crash(
+def test_disconnect_mid_body_is_no_crash(
     settings: Settings, alice: Person, caplog: pytest.LogCaptureFixture, wrapper: Callable[[FastAPI], ASGIApp]
 ) -> None:
     caplog.set_level("INFO")

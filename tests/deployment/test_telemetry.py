@@ -107,9 +107,7 @@ def test_missing_lifespan_is_logged(
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [said]
 
 
-def test_lifespan_of_the_host_is_not_needed_for_its_providers(
-    recorder: Recorder, settings: Settings, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_providers_need_no_lifespan(recorder: Recorder, settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
     assert TestClient(create_app(settings)).get("/health/live").status_code == 200
 
     assert len(recorder.spans()) == 1

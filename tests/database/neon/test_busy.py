@@ -65,7 +65,7 @@ def test_refused_connections_wait_in_order(limited: Neon) -> None:
     assert order == list(range(8)) * 20
 
 
-def test_busy_database_is_waited_for_without_wake_seconds(direct: Neon) -> None:
+def test_busy_database_is_waited_for(direct: Neon) -> None:
     alice = direct.serve(pool_size=2, wake_seconds=0)()
 
     with crowd(12) as threads:

@@ -1,4 +1,4 @@
-"""The queue for a connection: turns, refusals, and clients that leave."""
+"""The queue for a connection: fairness between owners, refusals, and clients that disconnect."""
 
 import asyncio
 import re
@@ -37,7 +37,7 @@ LIST = STATEMENTS[0]
 
 
 def in_a_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    """Run a test in an event loop, to which futures belong."""
+    """Run a test in an event loop, because futures need one."""
 
     @wraps(test)
     def run() -> None:
@@ -53,7 +53,7 @@ def joined(queue: Waiting, owner: str, now: float) -> Waiter:
 
 
 def open_queue() -> Waiting:
-    """Make the queue of a database that is there."""
+    """Create the queue of an available database."""
     queue = Waiting(Refusals())
     queue.resume(0)
     return queue
@@ -72,7 +72,7 @@ def fits(queue: Waiting, owner: str, now: float) -> bool:
 
 
 def served(queue: Waiting, begin: float, end: float) -> None:
-    """Serve 100 a second and have more come, from a moment to another."""
+    """Serve 100 requests per second while more arrive, during a part of the test."""
     for step in range(round(begin * 50), round(end * 50)):
         for _ in range(2):
             joined(queue, "flood", step / 50)
@@ -81,7 +81,7 @@ def served(queue: Waiting, begin: float, end: float) -> None:
 
 
 @in_a_loop
-async def test_owners_take_turns() -> None:
+async def test_owners_are_served_in_turn() -> None:
     queue = open_queue()
     for owner in "aaabcb":
         joined(queue, owner, 0)
@@ -91,7 +91,7 @@ async def test_owners_take_turns() -> None:
 
 
 @in_a_loop
-async def test_a_burst_is_not_refused() -> None:
+async def test_burst_is_not_refused() -> None:
     queue = open_queue()
     for _ in range(500):
         joined(queue, "a", 0)
@@ -102,7 +102,7 @@ async def test_a_burst_is_not_refused() -> None:
 
 
 @in_a_loop
-async def test_whoever_would_wait_too_long_is_refused() -> None:
+async def test_too_long_expected_wait_is_refused() -> None:
     queue = open_queue()
     for _ in range(20):
         joined(queue, "flood", 0)
@@ -132,7 +132,7 @@ async def test_too_many_owners_are_refused() -> None:
 
 
 @in_a_loop
-async def test_a_burst_may_wait_longer_than_a_flood() -> None:
+async def test_burst_may_wait_longer_than_flood() -> None:
     queue = open_queue()
     joined(queue, "flood", 0)
     served(queue, 0, MEASURED_SECONDS + 0.1)
@@ -143,7 +143,7 @@ async def test_a_burst_may_wait_longer_than_a_flood() -> None:
 
 
 @in_a_loop
-async def test_a_queue_that_was_empty_expects_nothing() -> None:
+async def test_empty_queue_resets_the_expected_wait() -> None:
     queue = open_queue()
     for _ in range(3):
         joined(queue, "a", 0)
@@ -160,7 +160,7 @@ async def test_a_queue_that_was_empty_expects_nothing() -> None:
 
 
 @in_a_loop
-async def test_whoever_waited_too_long_is_refused() -> None:
+async def test_too_long_wait_is_refused() -> None:
     queue = open_queue()
     late, later = joined(queue, "a", 0), joined(queue, "a", 0.1)
 
@@ -171,7 +171,7 @@ async def test_whoever_waited_too_long_is_refused() -> None:
 
 
 @in_a_loop
-async def test_a_full_queue_gives_from_the_longest() -> None:
+async def test_full_queue_refuses_from_the_longest() -> None:
     queue = open_queue()
     flood = [joined(queue, "flood", 0) for _ in range(MAX_WAITING - 1)]
     neighbours = [joined(queue, "neighbour", 0) for _ in range(3)]
@@ -182,7 +182,7 @@ async def test_a_full_queue_gives_from_the_longest() -> None:
 
 
 @in_a_loop
-async def test_waiting_for_a_database_is_not_counted() -> None:
+async def test_waiting_for_database_is_not_counted() -> None:
     queue = Waiting(Refusals())
     first = joined(queue, "a", 0)
     queue.look(5)
@@ -212,7 +212,7 @@ def alice(settings: Settings, alice: Person) -> Iterator[Person]:
 @pytest.mark.parametrize(
     "bounds", [{"MOST_SECONDS": 0.1}, {"MEASURED_SECONDS": 0, "BURST_SECONDS": 0, "TARGET_SECONDS": -1}]
 )
-def test_a_refused_request_does_nothing(
+def test_refused_request_has_no_effect(
     alice: Person, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, bounds: dict[str, float]
 ) -> None:
     for name, seconds in bounds.items():
@@ -241,7 +241,7 @@ def test_a_refused_request_does_nothing(
     assert re.fullmatch(r"refused 3 requests within \d+\.\d s: \{'queue': 3\}", ends)
 
 
-def test_a_flood_leaves_others_their_turn(database_url: str) -> None:
+def test_flood_does_not_block_other_owners(database_url: str) -> None:
     order: list[str] = []
 
     async def ask(database: Database, owner: str) -> None:
@@ -259,7 +259,7 @@ def test_a_flood_leaves_others_their_turn(database_url: str) -> None:
     assert Counter(order) == {"flood": 200, "neighbour": 3}
 
 
-def test_a_client_that_leaves_the_queue_runs_nothing(settings: Settings, alice: Person) -> None:
+def test_disconnected_client_in_queue_runs_nothing(settings: Settings, alice: Person) -> None:
     sent = []
 
     async def send(message: Message) -> None:
@@ -291,7 +291,7 @@ def test_a_client_that_leaves_the_queue_runs_nothing(settings: Settings, alice: 
     assert alice.stored() == []
 
 
-def test_a_statement_cancelled_in_the_queue_takes_no_connection(database_url: str) -> None:
+def test_request_cancelled_in_queue_takes_no_connection(database_url: str) -> None:
     async def compete() -> None:
         database = Database(settings_for(database_url, pool_size=1))
         asking = [asyncio.create_task(database.run(LIST, {"owner": str(n)})) for n in range(40)]
@@ -306,7 +306,7 @@ def test_a_statement_cancelled_in_the_queue_takes_no_connection(database_url: st
     asyncio.run(compete())
 
 
-def test_as_many_wait_for_a_database_as_fit(direct: Neon) -> None:
+def test_waiting_requests_are_limited_without_database(direct: Neon) -> None:
     refused: Counter[str] = Counter()
 
     async def ask(database: Database, owner: str) -> None:
