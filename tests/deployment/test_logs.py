@@ -217,11 +217,12 @@ def test_production_logs_json_without_duplicates(database_url: str, tmp_path: Pa
         ("GET", "/api/{user_id}/tasks", 200),
         ("GET", "/api/{user_id}/tasks", 401),
         ("GET", "/api/{user_id}/tasks", 500),
+        ("GET", "-", 500),
     ]
     crashes = [line for line in lines if "exception" in line]
     assert [(line["logger"], "request_id" in line) for line in crashes] == [
         ("todo_api.error_handlers", True),
-        ("uvicorn.error", False),
+        ("todo_api.error_handlers", True),
     ]
     assert all(line["exception"].count("Traceback") == 1 for line in crashes)
     assert {line["logger"] for line in lines} >= {"uvicorn.error", "todo_api.auth"}
