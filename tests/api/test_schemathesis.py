@@ -77,4 +77,4 @@ def test_schemathesis_reports_missing_authentication(database_url: str, tmp_path
     )
 
     assert code == 1
-    assert "API accepts requests without authentication" in report
+    assert "missing required 'Authorization' header, expected 401" in report, report
