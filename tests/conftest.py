@@ -1,4 +1,5 @@
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -29,6 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # Python may write compiled files, even if the environment forbids it: the tests start many processes.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
+    # A shell starts background jobs with SIGINT ignored, which the processes of the tests would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if SERVER not in os.environ:
         os.environ[SERVER] = _running.enter_context(temporary_server())
 

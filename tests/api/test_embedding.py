@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tests.support.api import BearerIsIdentity, Person, error
+from todo_api.inputs import OwnerRequest
 from todo_api.main import create_app
 from todo_api.settings import Settings
 
@@ -204,3 +205,20 @@ def test_operations_under_wrappers(
         assert client.get(f"{path}0").json() == error("Task not found")
         assert client.delete(path).status_code == 204
     assert "DELETE /api/{user_id}/tasks/{id} 204" in caplog.text
+
+
+def test_repeated_end_of_body_is_no_disconnect() -> None:
+    received = 0
+
+    async def receive() -> Message:
+        nonlocal received
+        received += 1
+        assert received < 5, "polled without a pause"
+        return {"type": "http.request", "body": b""}
+
+    async def wait() -> None:
+        async with asyncio.timeout(0.05):
+            await OwnerRequest({"type": "http"}, receive).interrupt()
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(wait())
