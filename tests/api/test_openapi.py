@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.metadata import version
 from typing import Any
 
 import jsonschema_rs
@@ -55,7 +56,7 @@ def test_limits_are_whole_numbers(client: CheckedClient) -> None:
     text = client.get("/openapi.json").text
 
     assert text.count('"maximum":9223372036854775807') == 5, "four paths with an id, and a task"
-    assert ".0" not in text.replace('"3.1.0"', "").replace('"1.0.0"', "")
+    assert ".0" not in text.replace('"3.1.0"', "").replace(f'"{version("todo-api")}"', "")
 
 
 def test_operations_have_exactly_their_codes(document: dict[str, Any]) -> None:
