@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.api import Person, error, new_account
 from tests.support.postgres import sql
-from tests.support.serving import uvicorn
+from tests.support.serving import ROOT, uvicorn
 from todo_api import logs
 
 Lines = Callable[[], list[dict[str, Any]]]
@@ -227,3 +227,12 @@ def test_production_logs_json_without_duplicates(database_url: str, tmp_path: Pa
     assert all(line["exception"].count("Traceback") == 1 for line in crashes)
     assert {line["logger"] for line in lines} >= {"uvicorn.error", "todo_api.auth"}
     assert "s3cret" not in (tmp_path / "output").read_text()
+
+
+def test_operating_guide_names_real_messages() -> None:
+    table = (ROOT / "docs" / "operating.md").read_text().partition("| message | meaning |")[2].partition("\n\n")[0]
+    messages = [re.split(r"…|\d+", message) for message in re.findall("`([^`]+)`", table) if " " in message]
+    source = "\n".join(path.read_text() for path in Path(logs.__file__).parent.rglob("*.py"))
+
+    assert len(messages) > 5
+    assert [part for message in messages for part in message if len(part) > 3 and part not in source] == []
