@@ -12,11 +12,18 @@ from tests.api.test_auth import KEY, token
 from tests.support.api import new_account
 from tests.support.curl import curl
 from tests.support.guide import GUIDE
-from tests.support.serving import free_port, process, uvicorn, wait_for
+from tests.support.serving import ROOT, free_port, process, uvicorn, wait_for
 from todo_api.settings import Settings
 
 EXAMPLES = re.findall(r"```sh\n(curl .+?)\n```\n\n```(?:json|http)\n(.*?)\n```", GUIDE, re.DOTALL)
 MODULES = re.findall(r"```python\n# (\w+\.py),.*?\n(.+?)```", GUIDE, re.DOTALL)
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *ROOT.glob("docs/**/*.md"),
+    *ROOT.glob("examples/*/*.md"),
+]
 TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:]{8}\.\d{6}Z")
 
 
@@ -90,3 +97,28 @@ def test_settings_table_lists_every_setting() -> None:
     assert list(rows) == [name.upper() for name in Settings.model_fields]
     for name in ("pool_size", "wake_seconds", "docs_enabled", "data_dir", "port"):
         assert rows[name.upper()] == f"`{Settings.model_fields[name].default}`".lower()
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives to the headings of a document."""
+    return {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"(?m)^#+ (.+)$", text)}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(document: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        path, _, anchor = link.partition("#")
+        if "://" not in link:
+            target = document.parent / path if path else document
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target.read_text()), link
+
+
+def test_every_decision_is_listed() -> None:
+    records = sorted(path.name for path in (ROOT / "docs" / "adr").glob("*.md"))
+    listed = re.findall(r"\| \[(\d+)\]\(adr/(\S+)\) \| (.+?) \|", (ROOT / "docs" / "README.md").read_text())
+
+    assert [name for _, name, _ in listed] == records
+    for number, (written, name, title) in enumerate(listed, start=1):
+        assert (int(written), int(name[:4])) == (number, number)
+        assert (ROOT / "docs" / "adr" / name).read_text().startswith(f"# {number}. {title}\n")
