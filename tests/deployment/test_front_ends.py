@@ -1,4 +1,4 @@
-"""The README's JavaScript for front ends is run against the service that `make run` starts."""
+"""The JavaScript of the guide for front ends is run against the service that `make run` starts."""
 
 import json
 import re

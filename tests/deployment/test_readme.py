@@ -1,4 +1,4 @@
-"""The README's commands are run and their output is compared with the output it shows."""
+"""The commands of the README and the guides are run, and their output is compared with the one shown."""
 
 import json
 import re

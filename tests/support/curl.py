@@ -1,4 +1,4 @@
-"""The options of curl that the README uses, as a function and a command, so that the tests need no curl."""
+"""The options of curl that the guides use, as a function and a command, so that the tests need no curl."""
 
 import argparse
 import shlex

@@ -1,4 +1,4 @@
-"""The README's commands for Better Auth and TypeScript are run as they are written."""
+"""The commands of the guides for Better Auth and TypeScript are run as they are written."""
 
 import os
 import re
@@ -121,7 +121,7 @@ def database(server: str, worker: str) -> str:
 
 @pytest.fixture
 def addresses(database: str, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The addresses in the README, mapped to those of the servers in this test."""
+    """The addresses in the guide, mapped to those of the servers in this test."""
     with (
         better_auth(database, tmp_path / "better_auth") as (origin, _),
         service(database, tmp_path / "service", origin) as url,
