@@ -10,7 +10,6 @@ import logging
 import os
 import statistics
 import time
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from fastapi import FastAPI
@@ -45,7 +44,15 @@ JSON_HEADERS = [*HEADERS, (b"content-type", b"application/json"), (b"content-len
 class StubDatabase:
     """A database whose every statement returns the same task."""
 
-    async def run(self, _: object, __: Mapping[str, object]) -> str:
+    pool_size = 10
+    is_away = False
+
+    def would_refuse(self, _: str) -> bool:
+        """Refuse nobody."""
+        return False
+
+    async def run(self, *_: object) -> str:
+        """Return the task."""
         return TEXT
 
 

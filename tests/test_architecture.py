@@ -19,7 +19,7 @@ LAYERS = [
     ["tasks"],
     ["auth"],
     ["paging", "conditions", "inputs", "owner_route", "openapi", "error_handlers"],
-    ["routes", "health", "middleware", "telemetry", "docs"],
+    ["routes", "health", "middleware", "door", "telemetry", "docs"],
     ["main"],
     ["asgi"],
     ["migrations"],

@@ -26,7 +26,7 @@ def last_response(error: BaseException) -> JSONResponse:
     """
     if is_rejection(error):
         logger.info("rejected by a middleware: %s", reason(error))
-        return _api_response(Unauthorized())
+        return api_response(Unauthorized())
     logger.error("crashed", exc_info=error)
     return error_response(500, "Internal server error")
 
@@ -41,7 +41,8 @@ async def _crash_outside(_: Request, __: Exception) -> JSONResponse:
     return error_response(500, "Internal server error")  # Starlette re-raises the exception, and the server logs it
 
 
-def _api_response(error: ApiError) -> JSONResponse:
+def api_response(error: ApiError) -> JSONResponse:
+    """Build the response to a request that fails."""
     headers = {}
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
@@ -52,7 +53,7 @@ def _api_response(error: ApiError) -> JSONResponse:
 
 async def _api_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
-    return _api_response(error)
+    return api_response(error)
 
 
 async def _database_unavailable(request: Request, error: Exception) -> JSONResponse:

@@ -7,17 +7,20 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.authentication import AuthenticationBackend
 from starlette.middleware import Middleware
 
-from todo_api import docs, health, logs, middleware, openapi, routes, telemetry
+from todo_api import docs, health, logs, openapi, routes, telemetry
 from todo_api.auth import checked_backend, load_backend
 from todo_api.database import Database
+from todo_api.door import Door
 from todo_api.error_handlers import add_error_handlers
 from todo_api.errors import SettingsError
+from todo_api.middleware import CORS, CrashGuard, RequestLog
 from todo_api.settings import Settings
 from todo_api.statements import STATEMENTS
 
@@ -34,9 +37,7 @@ def create_app(settings: Settings | None = None, auth_backend: AuthenticationBac
         auth_backend = checked_backend(auth_backend, "auth_backend")
     elif settings.auth_backend is not None:
         auth_backend = load_backend(settings.auth_backend)
-    stack = middleware.stack(settings.cors_origins)
-    if traced := telemetry.is_on():
-        stack.insert(1, Middleware(telemetry.Redaction))  # inside of the log, which knows the request's id
+    traced = telemetry.is_on()
     app = openapi.TodoAPI(
         title="Todo API",
         version=version("todo-api"),
@@ -49,7 +50,7 @@ def create_app(settings: Settings | None = None, auth_backend: AuthenticationBac
             *health.router.routes,
             *(docs.router.routes if settings.docs_enabled else ()),
         ],
-        middleware=stack,
+        middleware=_middleware(settings.cors_origins, traced=traced),
         telemetry=telemetry.config(on=traced),
         lifespan=_lifespan,
         redirect_slashes=False,
@@ -69,6 +70,23 @@ def create_app(settings: Settings | None = None, auth_backend: AuthenticationBac
     app.state.auth_backend = auth_backend
     app.state.database = telemetry.TracedDatabase(settings) if traced else Database(settings)
     return app
+
+
+def _middleware(cors_origins: tuple[str, ...], *, traced: bool) -> list[Middleware]:
+    """List the middleware, outermost first."""
+    cors: dict[str, Any] = {
+        "allow_origins": cors_origins,
+        "allow_credentials": True,
+        "allow_methods": ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
+        "expose_headers": ["Location", "ETag", "Link", "Idempotency-Replayed", "Retry-After", "X-Request-ID"],
+    }
+    return [
+        Middleware(Door, **cors),
+        Middleware(RequestLog),
+        *([Middleware(telemetry.Redaction)] if traced else []),  # inside of the log, which knows the request's id
+        Middleware(CORS, **cors),
+        Middleware(CrashGuard),
+    ]
 
 
 @asynccontextmanager

@@ -11,7 +11,6 @@ from functools import partial
 from http import HTTPMethod
 
 from starlette.datastructures import Headers
-from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -25,7 +24,7 @@ logger = logging.getLogger(__name__)
 _VALID_ID = re.compile(b"[A-Za-z0-9._-]{1,128}")
 _METHODS = frozenset(HTTPMethod)
 _LINE = "%(method)s %(route)s %(status)d %(duration_ms).1f ms"
-_API_HEADERS = [
+API_HEADERS = [
     (b"cache-control", b"private, no-cache"),
     (b"x-content-type-options", b"nosniff"),
     (b"vary", b"Authorization"),
@@ -34,6 +33,12 @@ _API_HEADERS = [
 DRAIN_SECONDS = 3.0
 # The message with which uvicorn cancels requests at the end of `--timeout-graceful-shutdown`.
 _GRACE_PERIOD_OVER = "Task cancelled, timeout graceful shutdown exceeded"
+
+
+def request_id(scope: Scope) -> bytes:
+    """Return the request's id: that of the client, if it is valid, or a new one."""
+    identifier: bytes = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+    return identifier if _VALID_ID.fullmatch(identifier) else b"%032x" % random.getrandbits(128)
 
 
 class RequestLog:
@@ -52,14 +57,12 @@ class RequestLog:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        request_id = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-        if not _VALID_ID.fullmatch(request_id):
-            request_id = b"%032x" % random.getrandbits(128)
-        logs.request_id.set(request_id.decode())
-        more_headers = [(b"x-request-id", request_id)]
+        identifier = request_id(scope)
+        logs.request_id.set(identifier.decode())
+        more_headers = [(b"x-request-id", identifier)]
         prefix = _api_prefix(scope) if scope.get("root_path") else "/api/"
         if scope["path"].startswith(prefix):
-            more_headers += _API_HEADERS
+            more_headers += API_HEADERS
         status = 0  # logged if the client disconnected before a response
 
         def send_with_headers(message: Message) -> Awaitable[None]:
@@ -189,18 +192,3 @@ class CrashGuard:
                 await shutdown_response()(scope, receive, send)
             else:
                 raise
-
-
-def stack(cors_origins: tuple[str, ...]) -> list[Middleware]:
-    """List the middleware, outermost first."""
-    return [
-        Middleware(RequestLog),
-        Middleware(
-            CORS,
-            allow_origins=cors_origins,
-            allow_credentials=True,
-            allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
-            expose_headers=["Location", "ETag", "Link", "Idempotency-Replayed", "Retry-After", "X-Request-ID"],
-        ),
-        Middleware(CrashGuard),
-    ]

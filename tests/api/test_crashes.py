@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 from starlette.authentication import AuthCredentials, AuthenticationBackend, BaseUser
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection
+from starlette.requests import Request as StarletteRequest
+from starlette.responses import Response
 from starlette.types import Message
 
 from tests.support.api import BearerIsIdentity, error
@@ -56,7 +59,7 @@ class Request:
             "headers": [*HEADERS, (b"content-type", b"application/json")], "client": ("x", 1), "server": ("x", 80),
             "state": {},
         }  # fmt: skip
-        self._app = create_app(SETTINGS, backend)
+        self.app = create_app(SETTINGS, backend)
 
     async def _receive(self) -> Message:
         return {"type": "http.disconnect"} if self._disconnects else {"type": "http.request", "body": b""}
@@ -69,7 +72,7 @@ class Request:
 
     def serve(self) -> Coroutine[Any, Any, None]:
         """Run the application on this request."""
-        return self._app(self._scope, self._receive, self._send)
+        return self.app(self._scope, self._receive, self._send)
 
     def assert_crashed(self) -> None:
         start, body = self.sent
@@ -119,6 +122,30 @@ def test_cancelled_request_stays_cancelled(caplog: pytest.LogCaptureFixture) -> 
     assert caplog.records == []
 
 
+def test_shutdown_waits_for_requests_in_flight() -> None:
+    async def run() -> list[str]:
+        ended: list[str] = []
+        backend = Backend()
+        request = Request(backend)
+        serving = asyncio.create_task(request.serve())
+        serving.add_done_callback(lambda _: ended.append("request"))
+        await backend.hangs.wait()
+        messages: list[Message] = [{"type": "lifespan.shutdown"}, {"type": "lifespan.startup"}]
+
+        async def receive() -> Message:
+            if len(messages) == 1:
+                asyncio.get_running_loop().call_later(0.05, serving.cancel)
+            return messages.pop()
+
+        async def send(message: Message) -> None:
+            ended.append(message["type"])
+
+        await request.app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
+        return ended
+
+    assert asyncio.run(run()) == ["lifespan.startup.complete", "request", "lifespan.shutdown.complete"]
+
+
 def test_client_disconnect_is_no_crash(caplog: pytest.LogCaptureFixture) -> None:
     request = Request(BearerIsIdentity(), "POST", disconnects=True)
 
@@ -161,3 +188,16 @@ def test_closed_coroutine_sends_nothing() -> None:
         return request
 
     assert asyncio.run(run()).sent == []
+
+
+def test_http_exception_of_an_added_route_is_500() -> None:
+    def raising(_: StarletteRequest) -> Response:
+        raise HTTPException(418)
+
+    request = Request(Backend(HTTPException(418)))
+    request.app.add_route("/api/alice/tasks", raising)
+    request.app.router.routes.reverse()
+
+    asyncio.run(request.serve())
+
+    request.assert_crashed()

@@ -102,6 +102,15 @@ class Connections:
         """The number of requests that wait for a connection."""
         return len(self._waiting)
 
+    @property
+    def is_away(self) -> bool:
+        """Tell whether no connection is open."""
+        return not self._open
+
+    def would_refuse(self, owner: object) -> bool:
+        """Tell whether `acquire` would raise `Busy` for this owner."""
+        return bool(self._waiting) and self._waiting.would_refuse(owner, self._now())
+
     def take(self) -> Connection | None:
         """Return an idle connection that was used recently enough to need no probe, if there is one."""
         self._use_running_loop()

@@ -32,6 +32,7 @@ class Database:
     """
 
     def __init__(self, settings: Settings) -> None:
+        self.pool_size = settings.pool_size
         self._wake_seconds = settings.wake_seconds
         connector = Connector(settings.database_url.get_secret_value())
         self._connections = Connections(connector, settings.pool_size, settings.wake_seconds)
@@ -40,6 +41,15 @@ class Database:
     def refusals(self) -> Refusals:
         """The number of requests refused because of overload."""
         return self._connections.refusals
+
+    @property
+    def is_away(self) -> bool:
+        """Tell whether no connection is open, so that requests wait for the database."""
+        return self._connections.is_away
+
+    def would_refuse(self, owner: str) -> bool:
+        """Tell whether a statement of this owner would have to wait too long for a connection."""
+        return self._connections.would_refuse(owner)
 
     async def run(
         self, statement: ClauseElement | Query, parameters: Mapping[str, object], interrupt: Interrupt | None = None

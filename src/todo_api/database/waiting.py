@@ -17,10 +17,10 @@ from todo_api.refusals import Refusals
 if TYPE_CHECKING:
     from todo_api.database.connections import Connection
 
-TARGET_SECONDS = 0.3  # bound of the expected wait, if the queue has not been empty for `BURST_SECONDS`
+TARGET_SECONDS = 0.45  # bound of the expected wait, if the queue has not been empty for `BURST_SECONDS`
 BURST_SECONDS = 1.0  # the bound otherwise
 MOST_SECONDS = 1.5  # bound of the real wait
-WOKEN_SECONDS = 10.0  # additional wait of requests that queued while the database was unavailable
+WOKEN_SECONDS = 2.0  # additional wait of requests that queued while the database was unavailable
 MEASURED_SECONDS = 0.25  # time to measure the rate before the bounds apply
 FORGETTING = 0.95  # decay of the measured rate at each update
 MAX_WAITING = 1000
@@ -72,7 +72,7 @@ class Waiting:
         Raises `Busy` if the expected wait is too long. If there are too many waiters, the last of the longest queue is
         refused.
         """
-        if not self._is_paused and self._expected(waiter.owner) > self._patience(now):
+        if self.would_refuse(waiter.owner, now):
             self._refusals.count("queue")
             raise Busy
         self._append(waiter, now)
@@ -80,10 +80,14 @@ class Waiting:
             longest = max(self._queues.values(), key=len)
             self.refuse(next(reversed(longest)))
 
+    def would_refuse(self, owner: object, now: float) -> bool:
+        """Tell whether the owner's next request is expected to wait too long."""
+        return not self._is_paused and self._expected(owner) > self._patience(now)
+
     def _expected(self, owner: object) -> float:
         """Return the expected wait of the owner's next request: before each one, every other owner is served once."""
         turns = len(self._queues.get(owner, ())) + 1
-        return turns * len(self._queues) * self._seconds / (self._served + 1)
+        return min(turns * len(self._queues), self._length + 1) * self._seconds / (self._served + 1)
 
     def _patience(self, now: float) -> float:
         busy = now - self._busy_since

@@ -23,6 +23,7 @@ from todo_api.database.waiting import (
     MAX_WAITING,
     MEASURED_SECONDS,
     MOST_SECONDS,
+    TARGET_SECONDS,
     WOKEN_SECONDS,
     Waiter,
     Waiting,
@@ -120,13 +121,26 @@ async def test_too_long_expected_wait_is_refused() -> None:
 
 
 @in_a_loop
+async def test_owner_with_few_requests_costs_the_others_little() -> None:
+    queue = open_queue()
+    joined(queue, "flood", 0)
+    served(queue, 0, BURST_SECONDS)
+    for _ in range(30):
+        joined(queue, "flood", BURST_SECONDS)
+    joined(queue, "neighbour", BURST_SECONDS)
+
+    # The flood waits for 32 requests and not for its 31 turns with two owners each.
+    assert fits(queue, "flood", BURST_SECONDS)
+
+
+@in_a_loop
 async def test_too_many_owners_are_refused() -> None:
     queue = open_queue()
     joined(queue, "flood", 0)
     served(queue, 0, BURST_SECONDS)
-    for owner in range(28):
+    for owner in range(round(TARGET_SECONDS * 100) - 2):
         joined(queue, str(owner), BURST_SECONDS)
-    joined(queue, "for 0.3 seconds", BURST_SECONDS)
+    joined(queue, "the last one in time", BURST_SECONDS)
 
     assert [fits(queue, f"{owner} more", BURST_SECONDS) for owner in range(9)][-1] is False
 

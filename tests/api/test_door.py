@@ -1,0 +1,211 @@
+"""Refusals at the door, before a request is read or authenticated."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager
+from typing import Any
+
+import httpx2
+import pytest
+from starlette.authentication import AuthCredentials, AuthenticationBackend, BaseUser
+from starlette.requests import HTTPConnection
+
+from tests.support.api import BearerIsIdentity, Person, error
+from tests.support.postgres import locked, waiting_backend
+from todo_api.main import create_app
+from todo_api.settings import Settings
+
+ORIGIN = "https://app.example.com"
+
+
+class Holding(AuthenticationBackend):
+    """Hold requests with the header `Hold` until `released` is set."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.released = asyncio.Event()
+
+    async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, BaseUser] | None:
+        self.asked += 1
+        if "hold" in conn.headers:
+            await self.released.wait()
+        return await BearerIsIdentity().authenticate(conn)
+
+
+class Service:
+    """An application with an open connection, and its clients."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.backend = Holding()
+        self.app = create_app(settings, self.backend)
+        self._holding: list[asyncio.Task[httpx2.Response]] = []
+
+    async def send(self, method: str, path: str, *, root_path: str = "", **arguments: Any) -> httpx2.Response:
+        transport = httpx2.ASGITransport(self.app, root_path=root_path)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.request(method, path, **arguments)
+
+    async def ask(self, owner: str, method: str = "GET", **headers: str) -> httpx2.Response:
+        """Send a request about the owner's tasks."""
+        return await self.send(method, f"/api/{owner}/tasks", headers={"Authorization": f"Bearer {owner}", **headers})
+
+    async def hold(self, owner: str, number: int) -> None:
+        """Send requests that stay in flight."""
+        before = self.backend.asked
+        self._holding += [asyncio.create_task(self.ask(owner, Hold="yes")) for _ in range(number)]
+        async with asyncio.timeout(10):
+            while self.backend.asked < before + number:  # noqa: ASYNC110  # the backend has no event for it
+                await asyncio.sleep(0.01)
+
+    async def statuses(self, *owners: str) -> list[int]:
+        return [(await self.ask(owner)).status_code for owner in owners]
+
+    async def release(self) -> list[int]:
+        """Let the requests in flight go on, and return their status codes."""
+        self.backend.released.set()
+        return [(await each).status_code for each in self._holding]
+
+
+@asynccontextmanager
+async def serving(settings: Settings, *, connected: bool = True) -> AsyncIterator[Service]:
+    service = Service(settings)
+    if connected:
+        assert await service.statuses("alice") == [200]
+    yield service
+    await service.release()
+    await service.app.state.database.close()
+
+
+@pytest.fixture(autouse=True)
+def bounds(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Allow four requests in flight, and no burst."""
+
+    def set_bounds(**values: float) -> None:
+        for name, value in values.items():
+            monkeypatch.setattr(f"todo_api.door.{name}", value)
+
+    set_bounds(LEAST=4, FOR_EACH_CONNECTION=1, BURST_SECONDS=0, HOLD_SECONDS=0)
+    return set_bounds
+
+
+def test_refusal_comes_before_authentication(settings: Settings) -> None:
+    async def run() -> httpx2.Response:
+        async with serving(settings) as service:
+            await service.hold("alice", 4)
+            asked = service.backend.asked
+            refused = await service.ask("alice", "POST", **{"Origin": ORIGIN, "X-Request-ID": "the-id"})
+            assert service.backend.asked == asked
+            assert await service.release() == [200] * 4
+            assert await service.statuses("alice") == [200]
+            return refused
+
+    refused = asyncio.run(run())
+
+    assert (refused.status_code, refused.json()) == (503, error("Service is busy"))
+    assert sorted(refused.headers.multi_items()) == [
+        ("access-control-allow-credentials", "true"),
+        ("access-control-allow-origin", ORIGIN),
+        ("access-control-expose-headers", "Location, ETag, Link, Idempotency-Replayed, Retry-After, X-Request-ID"),
+        ("cache-control", "private, no-cache"),
+        ("content-length", str(len(refused.content))),
+        ("content-type", "application/json"),
+        ("retry-after", "1"),
+        ("vary", "Authorization, Origin"),
+        ("x-content-type-options", "nosniff"),
+        ("x-request-id", "the-id"),
+    ]
+
+
+def run_with(settings: Settings, test: Callable[[Service], Awaitable[None]], *, connected: bool = True) -> None:
+    async def run() -> None:
+        async with serving(settings, connected=connected) as service:
+            await test(service)
+
+    asyncio.run(run())
+
+
+def test_small_owners_pass_a_full_door(settings: Settings) -> None:
+    async def test(service: Service) -> None:
+        await service.hold("flood", 4)
+        assert await service.statuses("flood", "alice") == [503, 200]
+        await service.hold("alice", 1)
+        assert await service.statuses("flood", "alice", "bob") == [503, 503, 200]
+
+    run_with(settings, test)
+
+
+def test_other_paths_pass_a_full_door(settings: Settings) -> None:
+    async def test(service: Service) -> None:
+        await service.hold("alice", 4)
+        preflight = {"Origin": ORIGIN, "Access-Control-Request-Method": "PUT"}
+        assert (await service.ask("alice", "OPTIONS", **preflight)).status_code == 200
+        for path, status in {"/health/live": 200, "/health/ready": 200, "/unknown": 404, "/api": 404}.items():
+            assert (await service.send("GET", path)).status_code == status
+
+    run_with(settings, test)
+
+
+@pytest.mark.parametrize("root_path", ["/before", "/before/"])
+def test_door_knows_the_owner_under_a_root_path(settings: Settings, root_path: str) -> None:
+    async def test(service: Service) -> None:
+        await service.hold("flood", 4)
+        for owner, status in {"flood": 503, "bob": 401}.items():
+            answer = await service.send("GET", f"/before/api/{owner}/tasks", root_path=root_path)
+            assert answer.status_code == status
+
+    run_with(settings, test)
+
+
+def test_burst_passes_the_door(settings: Settings, bounds: Callable[..., None]) -> None:
+    async def test(service: Service) -> None:
+        bounds(BURST_SECONDS=60)
+        await service.hold("alice", 5)
+        assert await service.statuses("alice") == [200]
+        bounds(BURST_SECONDS=0)
+        assert await service.statuses("alice") == [503], "the burst has become an overload"
+        bounds(BURST_SECONDS=60, CALM_SECONDS=-1)
+        assert await service.statuses("alice") == [200], "a new burst"
+        bounds(MOST=5)
+        assert await service.statuses("alice") == [503]
+
+    run_with(settings, test)
+
+
+def test_unavailable_database_is_no_overload(settings: Settings, bounds: Callable[..., None]) -> None:
+    async def test(service: Service) -> None:
+        await service.hold("alice", 5)
+        assert await service.statuses("alice") == [200], "the first to connect"
+        assert await service.statuses("alice") == [503]
+
+    run_with(settings, test, connected=False)
+
+
+def test_long_queue_refuses_before_authentication(
+    settings: Settings, alice: Person, bounds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in {
+        "MEASURED_SECONDS": 0,
+        "BURST_SECONDS": 0.5,
+        "TARGET_SECONDS": 0.5,
+        "MOST_SECONDS": 60,
+    }.items():
+        monkeypatch.setattr(f"todo_api.database.waiting.{name}", seconds)
+    bounds(LEAST=64)
+    creating: dict[str, Any] = {
+        "content": b'{"title": "x"}',
+        "headers": {**alice.headers, "Content-Type": "application/json"},
+    }
+    locking = ExitStack()
+
+    async def test(service: Service) -> None:
+        creates = [asyncio.create_task(service.send("POST", alice.path, **creating)) for _ in range(20)]
+        await asyncio.to_thread(waiting_backend, alice.database_url)
+        await asyncio.sleep(0.2)  # the expected wait grows while nothing is served
+        without_credentials = [await service.send("GET", path) for path in (alice.path, "/api/bob/tasks")]
+        await asyncio.to_thread(locking.close)
+        assert [answer.status_code for answer in without_credentials] == [503, 401]
+        assert {(await each).status_code for each in creates} == {201}
+
+    with locking:
+        locking.enter_context(locked(alice.database_url, "LOCK TABLE tasks IN EXCLUSIVE MODE"))
+        run_with(settings.model_copy(update={"pool_size": 1}), test)
