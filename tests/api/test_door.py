@@ -84,7 +84,7 @@ def bounds(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         for name, value in values.items():
             monkeypatch.setattr(f"todo_api.door.{name}", value)
 
-    set_bounds(LEAST=4, FOR_EACH_CONNECTION=1, BURST_SECONDS=0, HOLD_SECONDS=0)
+    set_bounds(LEAST=4, FOR_EACH_CONNECTION=1, BURST_SECONDS=0, MOST_HELD=0)
     return set_bounds
 
 
@@ -152,6 +152,22 @@ def test_door_knows_the_owner_under_a_root_path(settings: Settings, root_path: s
         for owner, status in {"flood": 503, "bob": 401}.items():
             answer = await service.send("GET", f"/before/api/{owner}/tasks", root_path=root_path)
             assert answer.status_code == status
+
+    run_with(settings, test)
+
+
+def test_some_refusals_are_held(settings: Settings, bounds: Callable[..., None]) -> None:
+    async def test(service: Service) -> None:
+        bounds(MOST_HELD=1, HOLD_SECONDS=60)
+        await service.hold("alice", 4)
+        held = asyncio.create_task(service.ask("alice"))
+        await asyncio.sleep(0.1)
+        assert await service.statuses("alice") == [503]
+        assert not held.done()
+        held.cancel()
+        await asyncio.wait([held])
+        bounds(HOLD_SECONDS=0.01)
+        assert await service.statuses("alice") == [503]
 
     run_with(settings, test)
 

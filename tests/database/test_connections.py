@@ -59,8 +59,24 @@ async def _cancel_refused(connections: Connections, _: Connection, waiters: list
     await _cancelled(refused)
 
 
-@pytest.mark.parametrize("race", [_release_to_cancelled, _cancel_refused])
-def test_cancelled_in_the_same_moment(
+async def _refuse_cancelled(connections: Connections, _: Connection, waiters: list[Waiter]) -> None:
+    cancelled = asyncio.create_task(connections.acquire(waiters[0]))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    waiters[0].fail(Busy())
+    await _cancelled(cancelled)
+
+
+async def _release_outdated(connections: Connections, lent: Connection, waiters: list[Waiter]) -> None:
+    waiting = asyncio.create_task(connections.acquire(waiters[0]))
+    await asyncio.sleep(0)
+    lent.retire_at = 0
+    connections.release(lent)
+    assert await waiting is not lent
+
+
+@pytest.mark.parametrize("race", [_release_to_cancelled, _cancel_refused, _refuse_cancelled, _release_outdated])
+def test_races_for_the_only_connection(
     database_url: str, race: Callable[[Connections, Connection, list[Waiter]], Awaitable[None]]
 ) -> None:
     connector = Connector(settings_for(database_url).database_url.get_secret_value())

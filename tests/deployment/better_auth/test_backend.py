@@ -89,8 +89,9 @@ class Answer(BaseHTTPRequestHandler):
                     time.sleep(0.02)
         self.send_response(307 if self.path == "/moved" else self.server.status)
         self.send_header("Location", "/api/auth/jwks")
-        self.end_headers()
-        self.wfile.write(self.server.body)
+        with suppress(BrokenPipeError):  # the client may not have waited
+            self.end_headers()
+            self.wfile.write(self.server.body)
 
     def log_message(self, *_: object) -> None:
         pass
