@@ -1,8 +1,7 @@
-"""The pool alone, on a real server."""
+"""Races for the only connection of the pool, on a real server."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 
 import pytest
 
@@ -12,81 +11,79 @@ from todo_api.database.connections import Connection, Connections
 from todo_api.database.waiting import Waiter
 from todo_api.errors import Busy
 
-
-def test_connection_lent_to_a_cancelled_request_returns(database_url: str) -> None:
-    connector = Connector(settings_for(database_url).database_url.get_secret_value())
-
-    async def lend() -> Connection:
-        connections = Connections(connector, limit=1, wake_seconds=0)
-        assert connections.take() is None
-        now = asyncio.get_running_loop().time()
-        lent = await connections.acquire(Waiter("a", now))
-        waiting = asyncio.create_task(connections.acquire(Waiter("a", now)))
-        await asyncio.sleep(0)
-        assert connections.waiting == 1
-        connections.release(lent)
-        waiting.cancel()
-        with suppress(asyncio.CancelledError):
-            await waiting
-        assert (connections.idle, connections.waiting) == (1, 0)
-        again = connections.take()
-        assert again is lent
-        await connections.close()
-        return lent
-
-    assert asyncio.run(lend()).driver.is_closed()
+Acquiring = asyncio.Task[Connection]
 
 
-async def _cancelled(task: "asyncio.Task[Connection]") -> None:
+class Race:
+    """A pool whose only connection is lent, and two requests that wait for it."""
+
+    def __init__(self, connections: Connections, lent: Connection) -> None:
+        self.connections = connections
+        self.lent = lent
+        self.waiters = [Waiter(owner, asyncio.get_running_loop().time()) for owner in "ab"]
+        self.first, self.second = [asyncio.create_task(connections.acquire(waiter)) for waiter in self.waiters]
+
+
+async def _ends_cancelled(acquiring: Acquiring) -> None:
     with pytest.raises(asyncio.CancelledError):
-        await task
+        await acquiring
 
 
-async def _release_to_cancelled(connections: Connections, lent: Connection, waiters: list[Waiter]) -> None:
-    first, second = [asyncio.create_task(connections.acquire(waiter)) for waiter in waiters]
-    await asyncio.sleep(0)
-    first.cancel()
-    connections.release(lent)
-    await _cancelled(first)
-    assert await second is lent
+async def lent_to_cancelled(race: Race) -> None:
+    race.connections.release(race.lent)
+    race.first.cancel()
+    await _ends_cancelled(race.first)
+    assert await race.second is race.lent
 
 
-async def _cancel_refused(connections: Connections, _: Connection, waiters: list[Waiter]) -> None:
-    refused = asyncio.create_task(connections.acquire(waiters[0]))
-    await asyncio.sleep(0)
-    waiters[0].fail(Busy())
-    refused.cancel()
-    await _cancelled(refused)
+async def released_to_cancelled(race: Race) -> None:
+    race.first.cancel()
+    race.connections.release(race.lent)
+    await _ends_cancelled(race.first)
+    assert await race.second is race.lent
 
 
-async def _refuse_cancelled(connections: Connections, _: Connection, waiters: list[Waiter]) -> None:
-    cancelled = asyncio.create_task(connections.acquire(waiters[0]))
-    await asyncio.sleep(0)
-    cancelled.cancel()
-    waiters[0].fail(Busy())
-    await _cancelled(cancelled)
+async def refused_and_cancelled(race: Race) -> None:
+    race.waiters[0].fail(Busy())
+    race.first.cancel()
+    await _ends_cancelled(race.first)
+    race.connections.release(race.lent)
+    assert await race.second is race.lent
 
 
-async def _release_outdated(connections: Connections, lent: Connection, waiters: list[Waiter]) -> None:
-    waiting = asyncio.create_task(connections.acquire(waiters[0]))
-    await asyncio.sleep(0)
-    lent.retire_at = 0
-    connections.release(lent)
-    assert await waiting is not lent
+async def cancelled_and_refused(race: Race) -> None:
+    race.first.cancel()
+    race.waiters[0].fail(Busy())
+    await _ends_cancelled(race.first)
+    race.connections.release(race.lent)
+    assert await race.second is race.lent
 
 
-@pytest.mark.parametrize("race", [_release_to_cancelled, _cancel_refused, _refuse_cancelled, _release_outdated])
-def test_races_for_the_only_connection(
-    database_url: str, race: Callable[[Connections, Connection, list[Waiter]], Awaitable[None]]
-) -> None:
+async def outdated_when_released(race: Race) -> None:
+    race.lent.retire_at = 0
+    race.connections.release(race.lent)
+    new = await race.first
+    assert new is not race.lent
+    race.connections.release(new)
+    assert await race.second is new
+
+
+@pytest.mark.parametrize(
+    "run",
+    [lent_to_cancelled, released_to_cancelled, refused_and_cancelled, cancelled_and_refused, outdated_when_released],
+)
+def test_races_for_the_only_connection(database_url: str, run: Callable[[Race], Awaitable[None]]) -> None:
     connector = Connector(settings_for(database_url).database_url.get_secret_value())
 
-    async def run() -> None:
+    async def compete() -> None:
         connections = Connections(connector, limit=1, wake_seconds=0)
         assert connections.take() is None
-        now = asyncio.get_running_loop().time()
-        lent = await connections.acquire(Waiter("a", now))
-        await race(connections, lent, [Waiter("a", now), Waiter("b", now)])
+        race = Race(connections, await connections.acquire(Waiter("c", 0)))
+        await asyncio.sleep(0)
+        assert connections.waiting == 2
+        await run(race)
+        connections.release(await race.second)
+        assert (connections.idle, connections.used, connections.waiting) == (1, 0, 0)
         await connections.close()
 
-    asyncio.run(run())
+    asyncio.run(compete())
