@@ -45,7 +45,7 @@ class StubDatabase:
     """A database whose every statement returns the same task."""
 
     pool_size = 10
-    is_away = False
+    is_unavailable = False
 
     def would_refuse(self, _: str) -> bool:
         """Refuse nobody."""

@@ -50,10 +50,10 @@ def versions_to_change(task_id: int, headers: Headers) -> Versions | None:
     """Read from both headers which versions of a task may be changed; None means any."""
     expected, unwanted = _tags(headers, b"if-match"), _tags(headers, b"if-none-match") or []
     if ANY in unwanted:
-        return Versions([], wanted=True)
+        return Versions([], must_match=True)
     if expected is None or ANY in expected:
-        return Versions(_versions(task_id, unwanted), wanted=False) if unwanted else None
-    return Versions(_versions(task_id, [tag for tag in expected if tag not in unwanted]), wanted=True)
+        return Versions(_versions(task_id, unwanted), must_match=False) if unwanted else None
+    return Versions(_versions(task_id, [tag for tag in expected if tag not in unwanted]), must_match=True)
 
 
 def _versions(task_id: int, tags: list[str]) -> list[str]:

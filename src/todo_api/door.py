@@ -1,7 +1,7 @@
-"""The door: refuses requests that cannot be answered in time, before anything is read or authenticated.
+"""Load shedding: under overload, requests are refused before they are read or authenticated.
 
-It is the outermost middleware: a refusal costs little more than what the server does itself, so that the processor is
-left to the requests that are served.
+A refusal by the outermost middleware costs little more than the work of the server, so the processor is left to the
+requests that are served.
 """
 
 import asyncio
@@ -15,23 +15,23 @@ from todo_api.error_handlers import api_response
 from todo_api.errors import Busy
 from todo_api.middleware import API_HEADERS, CORS, request_id
 
-# Requests in flight for each connection of the pool, and at least. More makes them wait, and answers no more of them.
-FOR_EACH_CONNECTION = 6
-LEAST = 64
-BURST_SECONDS = 0.25  # how long more may be in flight
-CALM_SECONDS = 1.0  # a burst is over after this time without more
-MOST = 2000  # bounds the memory
-# Refusals are sent a little later, while few are held, so that clients that repeat at once do not take the processor.
-HOLD_SECONDS = 0.05
-MOST_HELD = 200
+# The limit of requests in flight, but at least `LEAST_IN_FLIGHT`. A higher one adds latency, and no throughput.
+IN_FLIGHT_PER_CONNECTION = 6
+LEAST_IN_FLIGHT = 64
+BURST_SECONDS = 0.25  # the limit applies after being exceeded for this time
+CALM_SECONDS = 1.0  # until it has not been exceeded for this time
+MOST_IN_FLIGHT = 2000  # always applies, and bounds the memory
+# A refusal is delayed, so that clients that retry immediately do not use up the processor; only so many at a time.
+DELAY_SECONDS = 0.05
+MOST_DELAYED = 200
 
 
 class Door:
-    """Refuse requests of the API while too many are in flight, or if the queue of their owner is too long.
+    """Refuse requests of the API while too many are in flight, or if the connection queue would refuse them.
 
-    Owners with few requests in flight pass in any case, so that one user's flood costs others nothing. The owner is
-    that of the path, who is not authenticated yet. Only authenticated requests wait in the queue, so nobody can fill
-    another user's.
+    The limit does not apply to owners with few requests in flight, so one user's flood is refused to that user. The
+    owner is that of the path, before authentication; but only authenticated requests enter the connection queue, so
+    a client cannot fill the queue of another user.
     """
 
     def __init__(self, app: ASGIApp, /, **cors_options: Any) -> None:  # noqa: ANN401  # those of `CORS`
@@ -40,9 +40,10 @@ class Door:
         self._body = bytes(refusal.body)
         self._headers = [*refusal.raw_headers, *API_HEADERS]
         self._refuse = CORS(self._send_refusal, **cors_options)
-        self._in_flight = self._held = 0
+        self._in_flight = self._delayed = 0
         self._by_owner = Counter[str]()
-        self._many_since = self._many_at = -CALM_SECONDS  # when too many were in flight: the first and the last time
+        # When the limit was exceeded: the first time in this overload, and the last time.
+        self._overloaded_since = self._overloaded_at = -CALM_SECONDS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -51,10 +52,10 @@ class Door:
             await self.app(scope, receive, send)
             return
         database: Database = scope["app"].state.database
-        if self._is_full(owner, database) or database.would_refuse(owner):
-            database.refusals.count("door")
-            if self._held < MOST_HELD:
-                await self._hold()
+        if self._exceeds_limit(owner, database) or database.would_refuse(owner):
+            database.refusals.record("door")
+            if self._delayed < MOST_DELAYED:
+                await self._delay()
             await self._refuse(scope, receive, send)
             return
         self._in_flight += 1
@@ -67,26 +68,27 @@ class Door:
             if not self._by_owner[owner]:
                 del self._by_owner[owner]
 
-    def _is_full(self, owner: str, database: Database) -> bool:
-        if self._in_flight < max(FOR_EACH_CONNECTION * database.pool_size, LEAST):
+    def _exceeds_limit(self, owner: str, database: Database) -> bool:
+        """Tell whether to refuse a request of this owner; also update the state of the overload."""
+        if self._in_flight < max(IN_FLIGHT_PER_CONNECTION * database.pool_size, LEAST_IN_FLIGHT):
             return False
-        if self._in_flight >= MOST:
+        if self._in_flight >= MOST_IN_FLIGHT:
             return True
         now = asyncio.get_running_loop().time()
-        if now - self._many_at > CALM_SECONDS:
-            self._many_since = now
-        self._many_at = now
-        if database.is_away or now - self._many_since < BURST_SECONDS:
+        if now - self._overloaded_at > CALM_SECONDS:
+            self._overloaded_since = now
+        self._overloaded_at = now
+        if database.is_unavailable or now - self._overloaded_since < BURST_SECONDS:
             return False
-        # The owners have some requests in flight on average; half of that is free for each.
+        # Exempt an owner with, including this one, at most half of the average number of requests per owner.
         return 2 * (self._by_owner[owner] + 1) * len(self._by_owner) > self._in_flight
 
-    async def _hold(self) -> None:
-        self._held += 1
+    async def _delay(self) -> None:
+        self._delayed += 1
         try:
-            await asyncio.sleep(HOLD_SECONDS)
+            await asyncio.sleep(DELAY_SECONDS)
         finally:
-            self._held -= 1
+            self._delayed -= 1
 
     async def _send_refusal(self, scope: Scope, _: Receive, send: Send) -> None:
         headers = [*self._headers, (b"x-request-id", request_id(scope))]

@@ -65,15 +65,15 @@ class OwnerRequest(Request):
         """Read the changes to a task; may raise `BodyTooLarge`."""
         return read_changes(self._json_object(await self._bounded_body()))
 
-    async def interrupt(self) -> Never:
-        """Raise `ClientDisconnect` once the client has left; what is still to come of the body is lost."""
-        ends = 0
-        while ends < 2:
+    async def wait_for_disconnect(self) -> Never:
+        """Wait until the client disconnects, then raise `ClientDisconnect`; discards the unread part of the body."""
+        body_ends = 0
+        while body_ends < 2:
             message = await self.receive()
             if message["type"] == "http.disconnect":
                 raise ClientDisconnect
-            ends += not message.get("more_body", False)
-        await asyncio.Future[Never]()  # this server repeats the body's end, and does not report disconnects
+            body_ends += not message.get("more_body", False)
+        await asyncio.Future[Never]()  # a server that repeats the body's end does not report disconnects
 
     async def _bounded_body(self) -> bytes:
         """Read the body; raise `BodyTooLarge` if its declared or its real length exceeds `MAX_BODY` bytes."""

@@ -29,6 +29,6 @@ class OwnerRoute(APIRoute):
         owner = await identify(request)
         if owner != request.path_params["user_id"]:
             raise TaskNotFound if "id" in request.path_params else UserNotFound
-        request.tasks = TaskStore(request.app.state.database, owner, request.interrupt)
+        request.tasks = TaskStore(request.app.state.database, owner, request.wait_for_disconnect)
         response = await self.endpoint(request)
         await response(scope, receive, send)

@@ -17,14 +17,14 @@ class Refusals:
         self._began_at: float | None = None
         self._last_at = 0.0
 
-    def count(self, where: str) -> None:
+    def record(self, where: str) -> None:
         """Count a refused request, of the running event loop."""
         loop = asyncio.get_running_loop()
         self.counts[where] += 1
         self._last_at = loop.time()
         if self._began_at is None:
             self._began_at = self._last_at
-            logger.warning("more is asked than can be answered in time: refusing requests, first in the %s", where)
+            logger.warning("overload: requests are refused, the first by the %s", where)
             loop.call_later(QUIET_SECONDS, self._end, loop)
 
     def _end(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -35,5 +35,7 @@ class Refusals:
         assert self._began_at is not None
         refused = self.counts - self._before
         seconds = self._last_at - self._began_at
-        logger.warning("refused %d requests within %.1f s: %s", refused.total(), seconds, dict(refused))
+        logger.warning(
+            "overload ended: %d requests were refused within %.1f s: %s", refused.total(), seconds, dict(refused)
+        )
         self._before, self._began_at = self.counts.copy(), None

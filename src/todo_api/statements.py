@@ -4,8 +4,8 @@ Each statement is built once, from the models, and returns one text column: the 
 PostgreSQL. So an operation is one round trip, the service does not parse and serialize tasks, and the type of the
 result is fixed, so that no later migration can invalidate a prepared statement.
 
-Writes apply only IMMUTABLE functions to columns, and use no other functions in RETURNING, CASE and COALESCE, because
-Citus refuses them on a table distributed by owner. So writes return plain columns, and an outer SELECT formats times.
+On a distributed table, Citus rejects functions that are not IMMUTABLE in two places of a write: applied to a column,
+and anywhere in RETURNING, CASE or COALESCE. So writes return plain columns, and an outer SELECT formats times.
 """
 
 from typing import Any
@@ -43,7 +43,7 @@ from sqlmodel import col
 from todo_api.models import CREATED, KEYED, NULLABLE, TASK_FIELDS, UPDATED, Task
 
 _UTC: ColumnElement[str] = literal_column("'UTC'")
-# Conditions for the owner's rows and for one of them; every statement below has one of these.
+# Every SELECT, UPDATE and DELETE below has one of these conditions: all rows of the owner, or one of them.
 _OWNER: ColumnElement[str] = bindparam("owner", type_=Text)
 _own_tasks = col(Task.user_id) == _OWNER
 _own_task = and_(_own_tasks, col(Task.id) == bindparam("task_id", type_=BigInteger))
@@ -60,25 +60,25 @@ def _utc(time: ColumnElement[Any] | Mapped[Any]) -> ColumnElement[str]:
     return func.to_char(func.timezone(_UTC, time), pattern)
 
 
-def _answered(column: ColumnElement[Any]) -> ColumnElement[Any]:
+def _response_column(column: ColumnElement[Any]) -> ColumnElement[Any]:
     is_time = TASK_FIELDS[column.name].schema.get("format") == "date-time"
     return _utc(column).label(column.name) if is_time else column
 
 
-def _written(name: str) -> ColumnElement[Any]:
+def _new_value(name: str) -> ColumnElement[Any]:
     """Bind a field's value from the request, as the parameter `new_<field>`."""
     return bindparam(f"new_{name}", type_=_column(name).type)
 
 
-def _changed(name: str) -> ColumnElement[Any]:
+def _new_or_current(name: str) -> ColumnElement[Any]:
     """Select a field's new value if the request has one, else the old; null is a value only for a nullable column."""
     if name in NULLABLE:
-        return case((bindparam(f"has_{name}", type_=Boolean), _written(name)), else_=_column(name))
-    return func.coalesce(_written(name), _column(name))
+        return case((bindparam(f"has_{name}", type_=Boolean), _new_value(name)), else_=_column(name))
+    return func.coalesce(_new_value(name), _column(name))
 
 
 _fields = [_column(name) for name in TASK_FIELDS]
-_answer = [_answered(column) for column in _fields]
+_answer = [_response_column(column) for column in _fields]
 
 
 def _json(rows: CTE | Subquery) -> ColumnElement[Any]:
@@ -86,7 +86,7 @@ def _json(rows: CTE | Subquery) -> ColumnElement[Any]:
 
 
 def _task(rows: CTE) -> Subquery:
-    return select(*[_answered(column) for column in rows.c if column.name in TASK_FIELDS]).subquery("task")
+    return select(*[_response_column(column) for column in rows.c if column.name in TASK_FIELDS]).subquery("task")
 
 
 def _one(rows: CTE) -> Select[Any]:
@@ -99,7 +99,7 @@ def _list(*conditions: ColumnElement[bool]) -> Select[Any]:
 
 
 def _page(*conditions: ColumnElement[bool]) -> Select[Any]:
-    """Select a page; prefix it with the id of its last task if more tasks follow (fetches limit + 1)."""
+    """Select `<id> <JSON array>`: a page, and the id of its last task if more follow (fetches limit + 1)."""
     limit = bindparam("limit", type_=Integer)
     rows = (
         select(*_answer)
@@ -115,12 +115,12 @@ def _page(*conditions: ColumnElement[bool]) -> Select[Any]:
 
 # `updated_at` is the task's version: it increases with every change, even if the clock has not advanced.
 # Adding to a time in UTC is IMMUTABLE; adding to a timestamptz is not, since a day's length depends on the time zone.
-_next: ColumnElement[Any] = func.timezone(
+_next_version: ColumnElement[Any] = func.timezone(
     _UTC, func.timezone(_UTC, col(Task.updated_at)) + literal_column("interval '1 microsecond'")
 )
 _is_complete = col(Task.status) == "complete"
 _has_status = col(Task.status) == bindparam("status", type_=Text)
-_new_row = {"user_id": _OWNER, **{name: _written(name) for name in CREATED}}
+_new_row = {"user_id": _OWNER, **{name: _new_value(name) for name in CREATED}}
 _fingerprint = bindparam("fingerprint", type_=LargeBinary)
 _request = bindparam("request", type_=Uuid)
 
@@ -163,19 +163,22 @@ CREATE_ONCE = select(func.concat(select(_keyed.c.outcome).scalar_subquery(), _js
 _update = (
     update(Task)
     .where(_own_task)
-    .values({name: _changed(name) for name in UPDATED} | {"updated_at": func.greatest(func.now(), _next)})
+    .values(
+        {name: _new_or_current(name) for name in UPDATED} | {"updated_at": func.greatest(func.now(), _next_version)}
+    )
     .returning(*_fields)
 )
-# One UPDATE for either status. With WHERE status <> 'complete' and a fallback SELECT, the SELECT was seen to return
-# `incomplete` while a concurrent complete committed.
+# Updates the row even if it is complete already. With WHERE status <> 'complete' and a fallback SELECT there is a race:
+# the SELECT was seen to return the old status when a concurrent request completed the task.
 _complete = (
     update(Task)
     .where(_own_task)
     .values(
         status="complete",
-        # The old version if the task is complete, else the next, with now() outside of CASE. LEAST ignores nulls.
+        # A complete task keeps its `updated_at`; another gets the later of now() and the next version. now() is not
+        # allowed in CASE (see above), so it is in LEAST, which ignores nulls.
         updated_at=func.greatest(
-            case((_is_complete, col(Task.updated_at)), else_=_next),
+            case((_is_complete, col(Task.updated_at)), else_=_next_version),
             func.least(func.now(), case((_is_complete, col(Task.updated_at)))),
         ),
     )
@@ -184,19 +187,19 @@ _complete = (
 _delete = delete(Task).where(_own_task).returning(col(Task.id))
 UPDATE, COMPLETE, DELETE = (_one(write.cte("written")) for write in (_update, _complete, _delete))
 
-_is_named = col(Task.updated_at) == any_(bindparam("versions", type_=ARRAY(DateTime(timezone=True))))
-_is_expected = _is_named == bindparam("wanted", type_=Boolean)
+_version_matches = col(Task.updated_at) == any_(bindparam("versions", type_=ARRAY(DateTime(timezone=True))))
+_precondition_holds = _version_matches == bindparam("must_match", type_=Boolean)
 
 
-def _if_expected(write: CTE) -> Select[Any]:
-    """Return '' if the task has another version (412), null if it does not exist (404)."""
+def _with_precondition(write: CTE) -> Select[Any]:
+    """Select the task if the precondition held, '' if it did not (412), null if there is no such task (404)."""
     # FOR KEY SHARE waits for a concurrent DELETE, after which the task is not found here either.
     exists: Select[Any] = select(literal_column("''")).where(_own_task).with_for_update(read=True, key_share=True)
     return select(func.coalesce(_one(write).scalar_subquery(), exists.scalar_subquery()))
 
 
 UPDATE_IF, COMPLETE_IF, DELETE_IF = (
-    _if_expected(write.where(_is_expected).cte("written")) for write in (_update, _complete, _delete)
+    _with_precondition(write.where(_precondition_holds).cte("written")) for write in (_update, _complete, _delete)
 )
 
 STATEMENTS = (

@@ -17,10 +17,10 @@ from todo_api.models import UPDATED, Status
 
 
 class Versions(NamedTuple):
-    """Versions (values of `updated_at`) of which a task must have one to be changed, or none if not `wanted`."""
+    """Versions (values of `updated_at`) of which a task must have one to be changed, or none if not `must_match`."""
 
     texts: list[str]
-    wanted: bool
+    must_match: bool
 
 
 class TaskStore:
@@ -92,7 +92,9 @@ class TaskStore:
         """Run the first statement of the pair, or the second if only some versions may be changed."""
         if versions is None:
             return await self._run(pair[0], parameters)
-        answer = await self._run(pair[1], {"versions": _times(versions.texts), "wanted": versions.wanted, **parameters})
+        answer = await self._run(
+            pair[1], {"versions": _times(versions.texts), "must_match": versions.must_match, **parameters}
+        )
         if not answer:
             raise TaskChanged
         return answer

@@ -49,7 +49,7 @@ class Service:
         """Send a request about the owner's tasks."""
         return await self.send(method, f"/api/{owner}/tasks", headers={"Authorization": f"Bearer {owner}", **headers})
 
-    async def hold(self, owner: str, number: int) -> None:
+    async def start(self, owner: str, number: int) -> None:
         """Send requests that stay in flight."""
         before = self.backend.asked
         self._holding += [asyncio.create_task(self.ask(owner, Hold="yes")) for _ in range(number)]
@@ -84,14 +84,14 @@ def bounds(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         for name, value in values.items():
             monkeypatch.setattr(f"todo_api.door.{name}", value)
 
-    set_bounds(LEAST=4, FOR_EACH_CONNECTION=1, BURST_SECONDS=0, MOST_HELD=0)
+    set_bounds(LEAST_IN_FLIGHT=4, IN_FLIGHT_PER_CONNECTION=1, BURST_SECONDS=0, MOST_DELAYED=0)
     return set_bounds
 
 
 def test_refusal_comes_before_authentication(settings: Settings) -> None:
     async def run() -> httpx2.Response:
         async with serving(settings) as service:
-            await service.hold("alice", 4)
+            await service.start("alice", 4)
             asked = service.backend.asked
             refused = await service.ask("alice", "POST", **{"Origin": ORIGIN, "X-Request-ID": "the-id"})
             assert service.backend.asked == asked
@@ -126,9 +126,9 @@ def run_with(settings: Settings, test: Callable[[Service], Awaitable[None]], *, 
 
 def test_small_owners_pass_a_full_door(settings: Settings) -> None:
     async def test(service: Service) -> None:
-        await service.hold("flood", 4)
+        await service.start("flood", 4)
         assert await service.statuses("flood", "alice") == [503, 200]
-        await service.hold("alice", 1)
+        await service.start("alice", 1)
         assert await service.statuses("flood", "alice", "bob") == [503, 503, 200]
 
     run_with(settings, test)
@@ -136,7 +136,7 @@ def test_small_owners_pass_a_full_door(settings: Settings) -> None:
 
 def test_other_paths_pass_a_full_door(settings: Settings) -> None:
     async def test(service: Service) -> None:
-        await service.hold("alice", 4)
+        await service.start("alice", 4)
         preflight = {"Origin": ORIGIN, "Access-Control-Request-Method": "PUT"}
         assert (await service.ask("alice", "OPTIONS", **preflight)).status_code == 200
         for path, status in {"/health/live": 200, "/health/ready": 200, "/unknown": 404, "/api": 404}.items():
@@ -148,7 +148,7 @@ def test_other_paths_pass_a_full_door(settings: Settings) -> None:
 @pytest.mark.parametrize("root_path", ["/before", "/before/"])
 def test_door_knows_the_owner_under_a_root_path(settings: Settings, root_path: str) -> None:
     async def test(service: Service) -> None:
-        await service.hold("flood", 4)
+        await service.start("flood", 4)
         for owner, status in {"flood": 503, "bob": 401}.items():
             answer = await service.send("GET", f"/before/api/{owner}/tasks", root_path=root_path)
             assert answer.status_code == status
@@ -156,17 +156,17 @@ def test_door_knows_the_owner_under_a_root_path(settings: Settings, root_path: s
     run_with(settings, test)
 
 
-def test_some_refusals_are_held(settings: Settings, bounds: Callable[..., None]) -> None:
+def test_limited_number_of_refusals_is_delayed(settings: Settings, bounds: Callable[..., None]) -> None:
     async def test(service: Service) -> None:
-        bounds(MOST_HELD=1, HOLD_SECONDS=60)
-        await service.hold("alice", 4)
-        held = asyncio.create_task(service.ask("alice"))
+        bounds(MOST_DELAYED=1, DELAY_SECONDS=60)
+        await service.start("alice", 4)
+        delayed = asyncio.create_task(service.ask("alice"))
         await asyncio.sleep(0.1)
         assert await service.statuses("alice") == [503]
-        assert not held.done()
-        held.cancel()
-        await asyncio.wait([held])
-        bounds(HOLD_SECONDS=0.01)
+        assert not delayed.done()
+        delayed.cancel()
+        await asyncio.wait([delayed])
+        bounds(DELAY_SECONDS=0.01)
         assert await service.statuses("alice") == [503]
 
     run_with(settings, test)
@@ -175,22 +175,22 @@ def test_some_refusals_are_held(settings: Settings, bounds: Callable[..., None])
 def test_burst_passes_the_door(settings: Settings, bounds: Callable[..., None]) -> None:
     async def test(service: Service) -> None:
         bounds(BURST_SECONDS=60)
-        await service.hold("alice", 5)
+        await service.start("alice", 5)
         assert await service.statuses("alice") == [200]
         bounds(BURST_SECONDS=0)
         assert await service.statuses("alice") == [503], "the burst has become an overload"
         bounds(BURST_SECONDS=60, CALM_SECONDS=-1)
         assert await service.statuses("alice") == [200], "a new burst"
-        bounds(MOST=5)
+        bounds(MOST_IN_FLIGHT=5)
         assert await service.statuses("alice") == [503]
 
     run_with(settings, test)
 
 
-def test_unavailable_database_is_no_overload(settings: Settings, bounds: Callable[..., None]) -> None:
+def test_limit_requires_a_connected_database(settings: Settings, bounds: Callable[..., None]) -> None:
     async def test(service: Service) -> None:
-        await service.hold("alice", 5)
-        assert await service.statuses("alice") == [200], "the first to connect"
+        await service.start("alice", 5)
+        assert await service.statuses("alice") == [200], "no limit before the first connection"
         assert await service.statuses("alice") == [503]
 
     run_with(settings, test, connected=False)
@@ -200,13 +200,13 @@ def test_long_queue_refuses_before_authentication(
     settings: Settings, alice: Person, bounds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, seconds in {
-        "MEASURED_SECONDS": 0,
-        "BURST_SECONDS": 0.5,
+        "RATE_SECONDS": 0,
+        "BURST_TARGET_SECONDS": 0.5,
         "TARGET_SECONDS": 0.5,
         "MOST_SECONDS": 60,
     }.items():
         monkeypatch.setattr(f"todo_api.database.waiting.{name}", seconds)
-    bounds(LEAST=64)
+    bounds(LEAST_IN_FLIGHT=64)
     creating: dict[str, Any] = {
         "content": b'{"title": "x"}',
         "headers": {**alice.headers, "Content-Type": "application/json"},

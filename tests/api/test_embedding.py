@@ -218,7 +218,7 @@ def test_repeated_end_of_body_is_no_disconnect() -> None:
 
     async def wait() -> None:
         async with asyncio.timeout(0.05):
-            await OwnerRequest({"type": "http"}, receive).interrupt()
+            await OwnerRequest({"type": "http"}, receive).wait_for_disconnect()
 
     with pytest.raises(TimeoutError):
         asyncio.run(wait())

@@ -322,7 +322,7 @@ def test_paging_during_changes_misses_no_task(
 
 
 PARAMETERS = {"owner": "alice", "task_id": 500, "newest": 900, "limit": 10, "status": "incomplete"}
-PARAMETERS |= {"versions": [datetime.now(UTC)], "wanted": True}
+PARAMETERS |= {"versions": [datetime.now(UTC)], "must_match": True}
 PARAMETERS |= {"new_title": None, "new_description": None, "has_description": False}
 
 

@@ -103,7 +103,7 @@ class Connections:
         return len(self._waiting)
 
     @property
-    def is_away(self) -> bool:
+    def is_unavailable(self) -> bool:
         """Tell whether no connection is open."""
         return not self._open
 
@@ -139,7 +139,7 @@ class Connections:
         if not self._ticking:
             self._ticking = asyncio.get_running_loop().call_later(TICK_SECONDS, self._tick)
         joined = self._now()
-        (self._waiting.join_first if first else self._waiting.join)(waiter, joined)
+        (self._waiting.join_with_priority if first else self._waiting.join)(waiter, joined)
         self._open_more()
         try:
             return await waiter.future
@@ -162,7 +162,7 @@ class Connections:
             return
         now = self._now()
         if self._open:
-            self._waiting.look(now)
+            self._waiting.expire(now)
         else:
             # One attempt to connect is always made, even if `wake_seconds` is shorter; its failure ends the waiting.
             patience = max(self._wake_seconds, CONNECT_SECONDS)
@@ -207,7 +207,7 @@ class Connections:
 
     def _offer(self, connection: Connection) -> None:
         while self._waiting:
-            future = self._waiting.next().future
+            future = self._waiting.pop().future
             if not future.done():
                 future.set_result(connection)
                 return

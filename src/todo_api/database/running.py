@@ -43,9 +43,9 @@ class Database:
         return self._connections.refusals
 
     @property
-    def is_away(self) -> bool:
+    def is_unavailable(self) -> bool:
         """Tell whether no connection is open, so that requests wait for the database."""
-        return self._connections.is_away
+        return self._connections.is_unavailable
 
     def would_refuse(self, owner: str) -> bool:
         """Tell whether a statement of this owner would have to wait too long for a connection."""

@@ -17,12 +17,13 @@ from todo_api.refusals import Refusals
 if TYPE_CHECKING:
     from todo_api.database.connections import Connection
 
-TARGET_SECONDS = 0.45  # bound of the expected wait, if the queue has not been empty for `BURST_SECONDS`
-BURST_SECONDS = 1.0  # the bound otherwise
-MOST_SECONDS = 1.5  # bound of the real wait
+TARGET_SECONDS = 0.45  # limit of the expected wait
+BURST_TARGET_SECONDS = 1.0  # the limit while the queue has not been in use for `BURST_SECONDS`
+BURST_SECONDS = 1.0
+MOST_SECONDS = 1.5  # limit of the real wait
 WOKEN_SECONDS = 2.0  # additional wait of requests that queued while the database was unavailable
-MEASURED_SECONDS = 0.25  # time to measure the rate before the bounds apply
-FORGETTING = 0.95  # decay of the measured rate at each update
+RATE_SECONDS = 0.25  # time to measure the rate before the limits apply
+RATE_DECAY = 0.95  # decay of the measured rate at each update
 MAX_WAITING = 1000
 
 # Raises when the client has disconnected.
@@ -33,14 +34,14 @@ Interrupt = Callable[[], Awaitable[Never]]
 class Waiter:
     """A request for a connection; `since` is when it began to wait, on the loop's clock.
 
-    Its wait in the queue is measured from `counts_from`.
+    `MOST_SECONDS` limits its wait from `limited_from` on, which is infinite while the database is unavailable.
     """
 
     owner: object
     since: float
     interrupt: Interrupt | None = None
     interrupting: "asyncio.Task[None] | None" = None
-    counts_from: float = 0.0
+    limited_from: float = 0.0
     future: "asyncio.Future[Connection]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def fail(self, error: Exception) -> None:
@@ -73,7 +74,7 @@ class Waiting:
         refused.
         """
         if self.would_refuse(waiter.owner, now):
-            self._refusals.count("queue")
+            self._refusals.record("queue")
             raise Busy
         self._append(waiter, now)
         if self._length > MAX_WAITING:
@@ -82,32 +83,33 @@ class Waiting:
 
     def would_refuse(self, owner: object, now: float) -> bool:
         """Tell whether the owner's next request is expected to wait too long."""
-        return not self._is_paused and self._expected(owner) > self._patience(now)
+        return not self._is_paused and self._expected(owner) > self._bound(now)
 
     def _expected(self, owner: object) -> float:
         """Return the expected wait of the owner's next request: before each one, every other owner is served once."""
         turns = len(self._queues.get(owner, ())) + 1
         return min(turns * len(self._queues), self._length + 1) * self._seconds / (self._served + 1)
 
-    def _patience(self, now: float) -> float:
+    def _bound(self, now: float) -> float:
+        """Return the limit of the expected wait: none until the rate has been measured."""
         busy = now - self._busy_since
-        if busy < MEASURED_SECONDS:
+        if busy < RATE_SECONDS:
             return inf
-        return TARGET_SECONDS if busy >= BURST_SECONDS else BURST_SECONDS
+        return TARGET_SECONDS if busy >= BURST_SECONDS else BURST_TARGET_SECONDS
 
-    def join_first(self, waiter: Waiter, now: float) -> None:
-        """Insert a waiter before all others."""
+    def join_with_priority(self, waiter: Waiter, now: float) -> None:
+        """Append a waiter to its owner's queue, and serve that owner next."""
         self._append(waiter, now)
         self._queues.move_to_end(waiter.owner, last=False)
 
     def _append(self, waiter: Waiter, now: float) -> None:
         if not self._length:
-            self._begin(now)
-        waiter.counts_from = inf if self._is_paused else now
+            self._reset_rate(now)
+        waiter.limited_from = inf if self._is_paused else now
         self._queues.setdefault(waiter.owner, OrderedDict())[waiter] = None
         self._length += 1
 
-    def _begin(self, now: float) -> None:
+    def _reset_rate(self, now: float) -> None:
         self._busy_since = self._measured_at = now
         self._served = self._seconds = 0.0
 
@@ -120,7 +122,7 @@ class Waiting:
             if not queue:
                 del self._queues[waiter.owner]
 
-    def next(self) -> Waiter:
+    def pop(self) -> Waiter:
         """Remove and return the first waiter of the owner to serve next."""
         owner, queue = next(iter(self._queues.items()))
         waiter = next(iter(queue))
@@ -133,33 +135,33 @@ class Waiting:
     def refuse(self, waiter: Waiter) -> None:
         """Remove a waiter and fail it with `Busy`."""
         self.leave(waiter)
-        self._refusals.count("queue")
+        self._refusals.record("queue")
         waiter.fail(Busy())
 
-    def look(self, now: float) -> None:
+    def expire(self, now: float) -> None:
         """Update the rate of service, and refuse the waiters that have waited too long."""
-        self._seconds = (self._seconds + now - self._measured_at) * FORGETTING
-        self._served *= FORGETTING
+        self._seconds = (self._seconds + now - self._measured_at) * RATE_DECAY
+        self._served *= RATE_DECAY
         self._measured_at = now
         for waiter in [*self]:
-            if now - waiter.counts_from >= MOST_SECONDS:
+            if now - waiter.limited_from >= MOST_SECONDS:
                 self.refuse(waiter)
 
     def pause(self) -> None:
         """Stop measuring waits, because the database is unavailable."""
         self._is_paused = True
-        self._count_from(inf)
+        self._limit_from(inf)
 
     def resume(self, now: float) -> None:
-        """Measure waits again; those of requests that waited for the database only after `WOKEN_SECONDS`."""
+        """Limit waits again. Those of requests that are in the queue already are limited from `WOKEN_SECONDS` on."""
         if self._is_paused:
             self._is_paused = False
-            self._begin(now)
-            self._count_from(now + WOKEN_SECONDS)
+            self._reset_rate(now)
+            self._limit_from(now + WOKEN_SECONDS)
 
-    def _count_from(self, moment: float) -> None:
+    def _limit_from(self, moment: float) -> None:
         for waiter in self:
-            waiter.counts_from = moment
+            waiter.limited_from = moment
 
     def watch(self) -> None:
         """Watch the waiters' clients, and remove the request of one that disconnects."""
