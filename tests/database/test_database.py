@@ -14,7 +14,7 @@ from starlette.requests import HTTPConnection
 from starlette.testclient import TestClient
 from starlette.types import Message, Scope
 
-from tests.support.api import BearerIsIdentity, CheckedClient, Person, error
+from tests.support.api import BearerIsIdentity, CheckedClient, Person, error, on_one_connection
 from tests.support.crowd import crowd
 from tests.support.postgres import locked, sql, waiting_backend
 from todo_api.main import create_app
@@ -23,10 +23,7 @@ from todo_api.settings import Settings
 
 @pytest.fixture
 def alice(settings: Settings, alice: Person) -> Iterator[Person]:
-    """A user of an application whose only connection is already open."""
-    with CheckedClient(create_app(settings.model_copy(update={"pool_size": 1}), BearerIsIdentity())) as client:
-        alice.client = client
-        assert alice.tasks() == []
+    with on_one_connection(settings, alice):
         yield alice
 
 
@@ -54,9 +51,7 @@ def test_connection_broken_mid_statement_is_500(alice: Person) -> None:
 
 def test_statement_timeout_is_500(settings: Settings, alice: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("todo_api.database.connections.STATEMENT_SECONDS", 0.3)
-    with CheckedClient(create_app(settings.model_copy(update={"pool_size": 1}), BearerIsIdentity())) as client:
-        alice.client = client
-        assert alice.tasks() == []  # opens the connection
+    with on_one_connection(settings, alice):
         with waiting_create(alice) as (_, answer):
             assert_unavailable(answer.result())
 

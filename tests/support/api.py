@@ -1,7 +1,8 @@
 """A client of the application in this process, and users whose bearer token is their id."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -13,6 +14,8 @@ from starlette.testclient import TestClient
 
 from tests.support.openapi import Document
 from tests.support.postgres import sql
+from todo_api.main import create_app
+from todo_api.settings import Settings
 
 JSON = {"Content-Type": "application/json"}
 NEW_ACCOUNT = 'INSERT INTO "user" (id, name, email, "emailVerified") VALUES ($1, $1, $1, true)'
@@ -70,6 +73,17 @@ class Person:
     def stored(self) -> list[dict[str, Any]]:
         """Read this person's rows directly from the table."""
         return sql(self.database_url, "SELECT * FROM tasks WHERE user_id = $1 ORDER BY id DESC", self.id)
+
+
+@contextmanager
+def on_one_connection(settings: Settings, person: Person) -> Iterator[None]:
+    """Let a person use an application with one connection, on which their statements are prepared."""
+    with CheckedClient(create_app(settings.model_copy(update={"pool_size": 1}), BearerIsIdentity())) as client:
+        person.client = client
+        task = person.create()
+        assert person.ask("DELETE", f"/{task['id']}").status_code == 204
+        assert person.tasks() == []
+        yield
 
 
 def new_account(database_url: str, user_id: str | None = None) -> str:

@@ -14,7 +14,7 @@ from starlette.types import Message
 
 from tests.database.neon.conftest import Neon
 from tests.database.test_database import scope_of
-from tests.support.api import BearerIsIdentity, CheckedClient, Person, error
+from tests.support.api import BearerIsIdentity, Person, error, on_one_connection
 from tests.support.crowd import crowd
 from tests.support.postgres import locked, settings_for, waiting_backend
 from todo_api.database import Database
@@ -217,10 +217,7 @@ async def test_waiting_for_database_is_not_limited() -> None:
 
 @pytest.fixture
 def alice(settings: Settings, alice: Person) -> Iterator[Person]:
-    """Use an application with one connection."""
-    with CheckedClient(create_app(settings.model_copy(update={"pool_size": 1}), BearerIsIdentity())) as client:
-        alice.client = client
-        assert alice.tasks() == []
+    with on_one_connection(settings, alice):
         yield alice
 
 
