@@ -110,6 +110,7 @@ def test_production_imports_no_embedded_database() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_production_imports_are_declared() -> None:
     needed = [name for name in requires("todo-api") or [] if "extra ==" not in name]
     declared = {re.split("[^A-Za-z0-9-]", name)[0] for name in needed}

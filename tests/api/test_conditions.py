@@ -319,6 +319,7 @@ def test_hostile_etag_list_is_parsed_quickly(alice: Person, value: str) -> None:
     assert time.monotonic() - started < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [WRITES[0], WRITES[2]], ids=["update", "delete"])
 def test_one_of_sixteen_conditional_writers_succeeds(alice: Person, write: tuple[str, str, Any]) -> None:
     method, end, body = write
@@ -333,6 +334,7 @@ def test_one_of_sixteen_conditional_writers_succeeds(alice: Person, write: tuple
             assert answers == {200 if method == "PUT" else 204: 1, refused: 15}
 
 
+@pytest.mark.slow
 def test_retrying_after_412_loses_no_update(alice: Person) -> None:
     path = f"/{alice.create('0')['id']}"
 

@@ -209,6 +209,7 @@ def send(alice: Person, schema: str, body: Any) -> int:
     return alice.ask(method, path, json=body).status_code
 
 
+@pytest.mark.slow
 def test_schema_and_python_agree_on_whitespace(document: dict[str, Any]) -> None:
     validator = jsonschema_rs.validator_for(document["components"]["schemas"]["TaskCreate"])
     pattern = re.compile(document["components"]["schemas"]["TaskCreate"]["properties"]["title"]["pattern"])

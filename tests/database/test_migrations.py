@@ -193,6 +193,7 @@ def test_model_without_migration_is_detected(empty_database: str, change: Callab
         undo()
 
 
+@pytest.mark.slow
 def test_two_replicas_may_migrate_concurrently(empty_database: str, tmp_path: Path) -> None:
     def run(_: int) -> subprocess.CompletedProcess[str]:
         environment = {
@@ -276,6 +277,7 @@ def test_other_applications_tasks_table_is_refused(empty_database: str) -> None:
         migrate(settings_for(empty_database))
 
 
+@pytest.mark.slow
 def test_offline_sql_mode_is_refused(tmp_path: Path) -> None:
     (tmp_path / "alembic.ini").write_text("[alembic]\nscript_location = todo_api:migrations\n")
 
@@ -289,6 +291,7 @@ def test_offline_sql_mode_is_refused(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_migration_logs_whose_transaction_blocks_it(
     empty_database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
