@@ -69,8 +69,6 @@ def configure(formatter: logging.Formatter) -> None:
     root = logging.getLogger()
     if root.handlers:
         return
-    # No format has these, and every record would look them up.
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)
     root.addHandler(handler)

@@ -271,7 +271,7 @@ def test_refused_requests_are_counted(recorder: Recorder, database_url: str, mon
     with ThreadPoolExecutor() as threads, CheckedClient(app) as client:
         carol = Person(client, database_url, new_account(database_url))
         assert carol.tasks() == []
-        for bound, seconds in (("MEASURED", 0), ("BURST", 0), ("TARGET", -1)):
+        for bound, seconds in (("RATE", 0), ("BURST_TARGET", -1)):
             monkeypatch.setattr(f"todo_api.database.waiting.{bound}_SECONDS", seconds)
         with locked(database_url):
             holding = threads.submit(carol.tasks)
