@@ -13,11 +13,11 @@ UNSEEN = 0  # stands for the id of a task that no response contained
 class Call:
     """One request, its response, and the time of both.
 
-    `task_id` is the task in the request, or for a create the one in the response. `status` is the one in the response.
-    A write answered with 500 may have been applied at any time after its start, or never.
+    `task_id` is the task in the request, or for a create and a list the one in the response. `status` is the one in the
+    response. A write answered with 500 may have been applied at any time after its start, or never.
     """
 
-    operation: str  # create, complete, reopen, delete or get
+    operation: str  # create, complete, reopen, delete, get or list
     task_id: int
     started: float
     ended: float
@@ -31,6 +31,8 @@ def apply(call: Call, state: State, new_ids: frozenset[int]) -> list[State]:
     if call.operation == "create":
         after = [state] if state else [(task_id, "incomplete") for task_id in new_ids]
         return [new for new in after if not known or new == (call.task_id, call.status)]
+    if call.operation == "list":
+        return [state] if state == ((call.task_id, call.status) if call.status else None) else []
     if state is None or state[0] != call.task_id:
         return [state] if not known or call.code == 404 else []
     if call.code == 404:
@@ -43,7 +45,7 @@ def apply(call: Call, state: State, new_ids: frozenset[int]) -> list[State]:
 
 def is_linearizable(calls: list[Call]) -> bool:
     """Tell whether some order of the calls explains all responses, each taking effect between its start and end."""
-    calls = [call for call in calls if call.code < 500 or call.operation != "get"]
+    calls = [call for call in calls if call.code < 500 or call.operation not in ("get", "list")]
     ends = [call.ended if call.code < 500 else inf for call in calls]
     ids = frozenset(call.task_id for call in calls) | {UNSEEN}
 
