@@ -1,5 +1,6 @@
 """Statements whose connection breaks after they were sent."""
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +13,9 @@ from tests.database.neon.conftest import Neon
 from tests.support.api import Person, error
 from tests.support.crowd import crowd
 from tests.support.patience import deadline
+from tests.support.postgres import settings_for
+from todo_api.database import Database
+from todo_api.tasks import TaskStore, Versions
 
 
 def writing(person: Person, over: Event, name: int, acknowledged: list[str]) -> Counter[int]:
@@ -118,3 +122,20 @@ def test_write_with_lost_response_is_sent_once(
     assert (answer.status_code, answer.json()) == (500, error("Internal server error"))
     assert int(answer.headers["retry-after"]) > 0
     assert [(row["title"], row["status"]) for row in alice.stored()] == stored
+
+
+def test_write_not_yet_sent_is_retried(neon: Neon) -> None:
+    alice = neon.serve()()
+    task_id = alice.create()["id"]
+    neon.wait_until_warm()
+
+    async def delete() -> None:
+        database = Database(settings_for(neon.url, pool_size=1))
+        # While the driver prepares the statement, it asks for the types of the parameters.
+        neon.front.lose_next_answer = True
+        await TaskStore(database, alice.id).delete(task_id, Versions([], must_match=False))
+        await database.close()
+
+    asyncio.run(delete())
+    assert not neon.front.lose_next_answer
+    assert alice.stored() == []
