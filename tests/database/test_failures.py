@@ -124,6 +124,8 @@ def test_server_error_of_a_statement(sqlstate: str, text: str, meaning: Meaning)
         ("23505", "tasks_idempotency_key_ccnew", Meaning.ROLLED_BACK),
         ("23505", "tasks_idempotency_key_ccnew1", Meaning.ROLLED_BACK),
         ("23505", "tasks_idempotency_key_ccold", Meaning.ROLLED_BACK),
+        ("23505", "tasks_idempotency_key", Meaning.ROLLED_BACK),
+        ("23505", "tasks_title_key_ccnew", Meaning.OWN),
         ("23505", "tasks_title_key", Meaning.OWN),
         ("23514", "tasks_title_check", Meaning.OWN),
     ],

@@ -59,8 +59,8 @@ _STATEMENT = (
     Rule("25006", Meaning.READ_ONLY),
     Rule("26000|42P05", Meaning.UNTRACKED),
     Rule("40001|40P01", Meaning.ROLLED_BACK),  # serialization failure, deadlock
-    # The new index of REINDEX CONCURRENTLY while it is built, which ON CONFLICT does not use.
-    Rule("23505", Meaning.ROLLED_BACK, constraint=r".*_cc(new|old)\d*"),
+    # During REINDEX CONCURRENTLY there are two indexes, which exchange their names. ON CONFLICT uses only one of them.
+    Rule("23505", Meaning.ROLLED_BACK, constraint=r"tasks_idempotency_key(_cc(new|old)\d*)?"),
     Rule("23503", Meaning.NO_ACCOUNT, constraint="tasks_user_id_fkey"),
     # Citus passes on only the text of a worker's error. Its first line has the constraint, with the shard's number.
     Rule("23503", Meaning.NO_ACCOUNT, text=r"^[^\n]*\btasks_user_id_fkey_\d+\b"),

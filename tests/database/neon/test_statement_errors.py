@@ -3,13 +3,16 @@
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
 from tests.database.neon.conftest import Neon
 from tests.support.api import Person, error, new_account
 from tests.support.crowd import crowd
-from tests.support.postgres import sql
+from tests.support.patience import deadline
+from tests.support.postgres import locked, sql
 
 FAIL = """
     CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -140,20 +143,63 @@ def test_only_missing_account_is_unauthorized(direct: Neon, caplog: pytest.LogCa
     assert alice.ask("POST", json={"title": "x"}).status_code == 401
 
 
-def test_conflict_with_reindex_is_retried(direct: Neon) -> None:
-    alice = direct.serve()()
-    alice.create("twice")
-    sql(direct.direct_url, f"CREATE UNIQUE INDEX tasks_key_ccnew ON tasks (title) WHERE user_id = '{alice.id}'")
-    before = direct.front.statements
-    try:
-        with crowd(1) as threads:
-            answer = threads.submit(alice.ask, "POST", json={"title": "twice"})
-            while direct.front.statements < before + 2:
-                assert not answer.done()
-            sql(direct.direct_url, "DROP INDEX tasks_key_ccnew")
-            assert answer.result().status_code == 201
-    finally:
-        sql(direct.direct_url, "DROP INDEX IF EXISTS tasks_key_ccnew")
+# Inserts by the application "late" wait here for the test, after they have looked for a task with their key and before
+# they enter it into the index of keys, which the REINDEX puts last.
+PAUSE = """
+    CREATE FUNCTION pause(text) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$
+    BEGIN
+        IF current_setting('application_name') = 'late' THEN PERFORM pg_advisory_xact_lock(1); END IF;
+        RETURN $1;
+    END $$
+"""
+REINDEX = "REINDEX INDEX CONCURRENTLY tasks_idempotency_key"
+NEW_INDEX_IS_WRITTEN = (
+    "SELECT FROM pg_index WHERE indexrelid = to_regclass('tasks_idempotency_key_ccnew') AND indisready"
+)
+OLD_INDEX_IS_REPLACED = "SELECT FROM pg_class WHERE relname = 'tasks_idempotency_key_ccold'"
+IS_PAUSED = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+
+
+@pytest.fixture
+def pausing(direct: Neon) -> Iterator[Neon]:
+    for statement in (PAUSE, "CREATE INDEX pausing ON tasks (pause(title))", REINDEX):
+        sql(direct.direct_url, statement)
+    yield direct
+    sql(direct.direct_url, "DROP FUNCTION pause CASCADE")
+
+
+def wait_for(url: str, condition: str) -> None:
+    end = deadline()
+    while not sql(url, condition):
+        assert time.monotonic() < end
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_keyed_create_succeeds_beside_reindex(pausing: Neon, *, is_replaced: bool) -> None:
+    url, early = pausing.direct_url, pausing.serve()()
+    pausing.url += "?application_name=late"
+    late = Person(pausing.serve()().client, early.database_url, early.id)
+    create: dict[str, Any] = {"json": {"title": "x"}, "headers": {"Idempotency-Key": "k"}}
+
+    with crowd(2) as threads, ExitStack() as pause, ExitStack() as snapshot:
+        pause.enter_context(locked(url, "SELECT pg_advisory_xact_lock(1)"))
+        # REINDEX waits for this snapshot before it replaces the index.
+        snapshot.enter_context(locked(url, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT 1"))
+        threads.submit(sql, url, REINDEX)
+        wait_for(url, NEW_INDEX_IS_WRITTEN)
+        answer = threads.submit(late.ask, "POST", **create)
+        wait_for(url, IS_PAUSED)
+        if is_replaced:
+            snapshot.close()
+            wait_for(url, OLD_INDEX_IS_REPLACED)
+        first = early.ask("POST", **create)
+        pause.close()
+        second = answer.result()
+
+    assert (first.status_code, second.status_code) == (201, 201)
+    assert second.json() == first.json()
+    assert second.headers["idempotency-replayed"] == "true"
+    assert len(early.stored()) == 1
 
 
 POOLER_IS_FULL = [
