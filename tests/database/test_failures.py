@@ -1,11 +1,12 @@
 """The classification of errors, row by row: while connecting, and of statements."""
 
+import re
 import ssl
 
 import asyncpg
 import pytest
 
-from todo_api.database.failures import Meaning, of_statement, while_connecting
+from todo_api.database.failures import _CONNECTING, _STATEMENT, Meaning, Rule, of_statement, while_connecting
 
 CLOSED = "connection was closed in the middle of operation"
 
@@ -33,7 +34,15 @@ CONNECTING = [
     ("57P02", "terminating connection because of crash of another server process", Meaning.AWAY),
     ("57P03", "the database system is starting up", Meaning.AWAY),
     ("XX000", "the database system is in recovery mode", Meaning.AWAY),
+    ("XX000", "Too many connections to this endpoint. Please try again later.", Meaning.AWAY),
+    ("XX000", "remaining connection slots are reserved for roles with the SUPERUSER attribute", Meaning.AWAY),
+    ("XX000", "terminating connection due to administrator command", Meaning.AWAY),
+    ("08P01", "server conn crashed?", Meaning.AWAY),
     ("XX000", "Couldn't connect to compute node", Meaning.AWAY),
+    ("XX000", "Failed to acquire permit to connect to the database", Meaning.AWAY),
+    ("XX000", "Authentication timed out", Meaning.AWAY),
+    ("XX000", "Internal error", Meaning.AWAY),
+    ("XX000", "early eof", Meaning.AWAY),
     ("XX000", "Control plane request failed", Meaning.AWAY),
     ("XX000", "Control plane request failed: endpoint is disabled", Meaning.LASTING),
     ("XX000", "password authentication failed for user 'alex'", Meaning.LASTING),
@@ -90,6 +99,8 @@ STATEMENTS = [
     ("08003", f"{CLOSED}: query_wait_timeout", Meaning.NOT_RUN),
     ("08003", f"{CLOSED}: server login has been failing, cached error: connect failed", Meaning.NOT_RUN),
     ("XX000", "sorry, too many clients already", Meaning.NOT_RUN),
+    ("XX000", "Too many connections to this endpoint. Please try again later.", Meaning.NOT_RUN),
+    ("XX000", "remaining connection slots are reserved for roles with the SUPERUSER attribute", Meaning.NOT_RUN),
     ("08P01", "query_wait_timeout", Meaning.NOT_RUN),
     ("08003", CLOSED, Meaning.UNKNOWN),
     ("08003", f"{CLOSED}: server conn crashed?", Meaning.UNKNOWN),
@@ -115,23 +126,40 @@ def test_server_error_of_a_statement(sqlstate: str, text: str, meaning: Meaning)
     assert of_statement(postgres_error(sqlstate, text)) is meaning
 
 
-@pytest.mark.parametrize(
-    ("sqlstate", "constraint", "meaning"),
-    [
-        ("23503", "tasks_user_id_fkey", Meaning.NO_ACCOUNT),
-        ("23503", "comments_task_id_fkey", Meaning.OWN),
-        ("23503", None, Meaning.OWN),
-        ("23505", "tasks_idempotency_key_ccnew", Meaning.ROLLED_BACK),
-        ("23505", "tasks_idempotency_key_ccnew1", Meaning.ROLLED_BACK),
-        ("23505", "tasks_idempotency_key_ccold", Meaning.ROLLED_BACK),
-        ("23505", "tasks_idempotency_key", Meaning.ROLLED_BACK),
-        ("23505", "tasks_title_key_ccnew", Meaning.OWN),
-        ("23505", "tasks_title_key", Meaning.OWN),
-        ("23514", "tasks_title_check", Meaning.OWN),
-    ],
-)
+CONSTRAINTS = [
+    ("23503", "tasks_user_id_fkey", Meaning.NO_ACCOUNT),
+    ("23503", "comments_task_id_fkey", Meaning.OWN),
+    ("23503", None, Meaning.OWN),
+    ("23505", "tasks_idempotency_key_ccnew", Meaning.ROLLED_BACK),
+    ("23505", "tasks_idempotency_key_ccnew1", Meaning.ROLLED_BACK),
+    ("23505", "tasks_idempotency_key_ccold", Meaning.ROLLED_BACK),
+    ("23505", "tasks_idempotency_key", Meaning.ROLLED_BACK),
+    ("23505", "tasks_title_key_ccnew", Meaning.OWN),
+    ("23505", "tasks_title_key", Meaning.OWN),
+    ("23514", "tasks_title_check", Meaning.OWN),
+]
+
+
+@pytest.mark.parametrize(("sqlstate", "constraint", "meaning"), CONSTRAINTS)
 def test_constraint_violation_of_a_statement(sqlstate: str, constraint: str | None, meaning: Meaning) -> None:
     assert of_statement(postgres_error(sqlstate, "violates a constraint", constraint)) is meaning
+
+
+@pytest.mark.parametrize(
+    ("rule", "rows"),
+    [
+        *((rule, CONNECTING) for rule in _CONNECTING),
+        *((rule, STATEMENTS) for rule in _STATEMENT if not rule.constraint),
+        *((rule, CONSTRAINTS) for rule in _STATEMENT if rule.constraint),
+    ],
+)
+def test_each_text_of_a_rule_is_tested(rule: Rule, rows: list[tuple[str, str, Meaning]]) -> None:
+    tested = [
+        text for sqlstate, text, meaning in rows if re.fullmatch(rule.sqlstate, sqlstate) and meaning is rule.meaning
+    ]
+
+    for text in rule.text.split("|"):
+        assert any(re.search(text, other, re.IGNORECASE) for other in tested), text
 
 
 @pytest.mark.parametrize(
