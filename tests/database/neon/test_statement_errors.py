@@ -36,7 +36,7 @@ def failing(direct: Neon) -> Iterator[Neon]:
 
 @pytest.mark.parametrize("sqlstate", ["53100", "53200", "53400", "54000", "55P03", "57014", "58030", "XX000"])
 def test_statement_error_is_answered_at_once(failing: Neon, caplog: pytest.LogCaptureFixture, sqlstate: str) -> None:
-    alice = failing.serve(pool_size=2)()
+    alice = failing.serve(pool_size=1)()
     failing.wait_until_warm()
     opened, started = failing.front.connections, time.monotonic()
 
@@ -55,17 +55,33 @@ def test_statement_error_is_answered_at_once(failing: Neon, caplog: pytest.LogCa
     assert "s3cret" not in caplog.text
 
 
-def test_serialization_failure_is_retried(
-    failing: Neon, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("sqlstate", "name"), [("40001", "SerializationError"), ("40P01", "DeadlockDetectedError")])
+def test_rolled_back_statement_is_retried(
+    failing: Neon, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, sqlstate: str, name: str
 ) -> None:
     monkeypatch.setattr("todo_api.database.running.TRIES", 2)
     alice = failing.serve(pool_size=1)()
     failing.wait_until_warm()
     before = failing.front.statements
 
-    assert alice.ask("POST", json={"title": "40001"}).status_code == 500
+    assert alice.ask("POST", json={"title": sqlstate}).status_code == 500
     assert failing.front.statements == before + 3
-    assert "SerializationError" in caplog.text
+    assert name in caplog.text
+
+
+@pytest.mark.parametrize("sqlstate", ["53300", "57P03"])
+def test_refused_statement_is_retried(failing: Neon, sqlstate: str) -> None:
+    alice = failing.serve(pool_size=1)()
+    failing.wait_until_warm()
+    before = failing.front.statements
+
+    with crowd(1) as threads:
+        answer = threads.submit(alice.ask, "POST", json={"title": sqlstate})
+        while failing.front.statements < before + 2:
+            assert not answer.done()
+        sql(failing.direct_url, "DROP TRIGGER fail ON tasks")
+
+        assert answer.result().status_code == 201
 
 
 def test_write_lost_by_router_is_not_retried(failing: Neon) -> None:
