@@ -1,11 +1,15 @@
 """Errors of single statements: their effect on the request, the connection and other users."""
 
 import logging
+import secrets
+import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
 from tests.database.neon.conftest import Neon
@@ -53,6 +57,60 @@ def test_statement_error_is_answered_at_once(failing: Neon, caplog: pytest.LogCa
     assert logged[0].exc_info
     assert "the cause" in caplog.text
     assert "s3cret" not in caplog.text
+
+
+@pytest.fixture
+def small_disk(direct: Neon, directory: Path) -> Iterator[Callable[[str], None]]:
+    """Keep the tasks in a file system of 3 MB; yield a function that changes its size."""
+    place = directory / "small"
+    place.mkdir()
+    owner = direct.postgres.directory.stat()
+
+    def mount(options: str) -> None:
+        options = f"{options},mode=0700,uid={owner.st_uid},gid={owner.st_gid}"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], check=True)
+
+    try:
+        mount("size=3m")
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this user cannot mount a file system")
+    sql(direct.direct_url, f"CREATE TABLESPACE small LOCATION '{place}'")
+    sql(direct.direct_url, "ALTER TABLE tasks SET TABLESPACE small")
+    yield lambda size: mount(f"remount,size={size}")
+    sql(direct.direct_url, "ALTER TABLE tasks SET TABLESPACE pg_default")
+    sql(direct.direct_url, "DROP TABLESPACE small")
+    subprocess.run(["umount", place], check=True)
+
+
+def fill(url: str, owner: str) -> None:
+    """Insert tasks until the disk is full."""
+    for rows in (1000, 10, 1):
+        with suppress(asyncpg.DiskFullError):
+            while True:
+                sql(url, f"INSERT INTO tasks (user_id, title) SELECT $1, 'x' FROM generate_series(1, {rows})", owner)
+
+
+def test_full_disk_fails_only_creates(
+    direct: Neon, small_disk: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    alice = direct.serve(pool_size=1)()
+    task = alice.create()
+    fill(direct.direct_url, new_account(direct.direct_url))
+    opened, started = direct.front.connections, time.monotonic()
+    create = {"title": "x", "description": secrets.token_hex(2500)}
+
+    answer = alice.ask("POST", json=create)
+
+    assert (answer.status_code, answer.json()) == (500, error("Internal server error"))
+    assert "retry-after" not in answer.headers
+    assert "No space left on device" in caplog.text
+    assert alice.client.get("/health/ready").status_code == 200
+    assert alice.tasks() == [task]
+    assert alice.ask("DELETE", f"/{task['id']}").status_code == 204
+    assert time.monotonic() - started < 2
+    assert direct.front.connections == opened
+    small_disk("30m")
+    assert alice.ask("POST", json=create).status_code == 201
 
 
 @pytest.mark.parametrize(("sqlstate", "name"), [("40001", "SerializationError"), ("40P01", "DeadlockDetectedError")])
