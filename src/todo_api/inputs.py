@@ -11,6 +11,7 @@ from typing import Any, Never, cast
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from todo_api.errors import BadRequest, BodyTooLarge
 from todo_api.models import INVALID_STATUS, MAX_ID, MAX_KEY, STATUSES, Status, read_changes, read_new_task
@@ -65,16 +66,6 @@ class OwnerRequest(Request):
         """Read the changes to a task; may raise `BodyTooLarge`."""
         return read_changes(self._json_object(await self._bounded_body()))
 
-    async def wait_for_disconnect(self) -> Never:
-        """Wait until the client disconnects, then raise `ClientDisconnect`; discards the unread part of the body."""
-        body_ends = 0
-        while body_ends < 2:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
-            body_ends += not message.get("more_body", False)
-        await asyncio.Future[Never]()  # a server that repeats the body's end does not report disconnects
-
     async def _bounded_body(self) -> bytes:
         """Read the body; raise `BodyTooLarge` if its declared or its real length exceeds `MAX_BODY` bytes."""
         declared = self.headers.get("content-length", "").lstrip("0")
@@ -111,6 +102,17 @@ class OwnerRequest(Request):
         if not isinstance(value, dict):
             raise BadRequest("Request body must be a JSON object")
         return value
+
+
+async def wait_for_disconnect(receive: Receive) -> Never:
+    """Wait until the client disconnects, then raise `ClientDisconnect`; discards the unread part of the body."""
+    body_ends = 0
+    while body_ends < 2:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body_ends += not message.get("more_body", False)
+    await asyncio.Future[Never]()  # a server that repeats the body's end does not report disconnects
 
 
 def _refuse_constant(_: str) -> Never:

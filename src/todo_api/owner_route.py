@@ -1,5 +1,6 @@
 """The route class of the six operations: it authenticates the owner and calls the endpoint."""
 
+from functools import partial
 from typing import Any
 
 from fastapi.routing import APIRoute
@@ -7,7 +8,7 @@ from starlette.types import Receive, Scope, Send
 
 from todo_api.auth import identify
 from todo_api.errors import TaskNotFound, UserNotFound
-from todo_api.inputs import OwnerRequest
+from todo_api.inputs import OwnerRequest, wait_for_disconnect
 from todo_api.tasks import TaskStore
 
 
@@ -29,6 +30,6 @@ class OwnerRoute(APIRoute):
         owner = await identify(request)
         if owner != request.path_params["user_id"]:
             raise TaskNotFound if "id" in request.path_params else UserNotFound
-        request.tasks = TaskStore(request.app.state.database, owner, request.wait_for_disconnect)
+        request.tasks = TaskStore(request.app.state.database, owner, partial(wait_for_disconnect, receive))
         response = await self.endpoint(request)
         await response(scope, receive, send)

@@ -4,8 +4,12 @@ import asyncio
 import gc
 import socket
 
+import pytest
 from starlette.testclient import TestClient
+from starlette.types import Message
 
+from tests.database.test_database import scope_of
+from tests.support.api import BearerIsIdentity, Person
 from tests.support.postgres import settings_for
 from todo_api.main import create_app
 from todo_api.settings import Settings
@@ -30,3 +34,26 @@ def test_shutdown_cancels_the_opening_of_connections() -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         asyncio.run(run(f"postgresql://user@127.0.0.1:{silent.getsockname()[1]}/database"))
+
+
+@pytest.mark.parametrize(("method", "body"), [("GET", b""), ("POST", b'{"title": "x"}')])
+def test_requests_leave_no_reference_cycles(settings: Settings, alice: Person, method: str, body: bytes) -> None:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body}
+
+    async def send(_: Message) -> None:
+        pass
+
+    async def run() -> int:
+        app = create_app(settings, BearerIsIdentity())
+        for requests in (5, 20):  # the first ones open the connection and prepare the statement
+            gc.collect()
+            gc.disable()
+            for _ in range(requests):
+                await app(scope_of(alice, method, **{"Content-Type": "application/json"}), receive, send)
+            found = gc.collect()
+            gc.enable()
+        await app.state.database.close()
+        return found
+
+    assert asyncio.run(run()) == 0, "the garbage collector has to find them, which delays other requests"
