@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.api import new_account
 from tests.support.front import Front
-from tests.support.postgres import locked
+from tests.support.postgres import WAITING, locked, sql
 from tests.support.serving import Process, free_port, process, wait_for
 from todo_api.middleware import DRAIN_SECONDS
 from todo_api.settings import Settings
@@ -31,7 +31,10 @@ from tests.support.api import BearerIsIdentity
 class Backend(BearerIsIdentity):
     async def authenticate(self, conn):
         if "x-hang" in conn.headers:
-            await asyncio.Event().wait()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0.5)
         return await super().authenticate(conn)
 """
 
@@ -98,10 +101,16 @@ def test_request_cut_off_gets_500(head: str, tmp_path: Path) -> None:
         assert_cut_off(stop_while(server, port, head), server)
 
 
-def test_running_statement_cut_off_gets_500(database_url: str, tmp_path: Path) -> None:
+def test_running_statement_cut_off_is_cancelled(database_url: str, tmp_path: Path) -> None:
     owner = new_account(database_url)
-    with serve(database_url, tmp_path, grace=1) as (server, port), locked(database_url):
-        assert_cut_off(stop_while(server, port, GET, owner), server)
+    [task] = sql(database_url, "INSERT INTO tasks (user_id, title) VALUES ($1, 'x') RETURNING id", owner)
+    complete = f"PATCH /api/{{}}/tasks/{task['id']}/complete HTTP/1.1\r\n"
+    lock = f"SELECT FROM tasks WHERE id = {task['id']} FOR UPDATE"
+    with serve(database_url, tmp_path, grace=1) as (server, port), locked(database_url, lock):
+        assert_cut_off(stop_while(server, port, complete, owner), server)
+        assert sql(database_url, WAITING) == []
+
+    assert sql(database_url, "SELECT status FROM tasks WHERE user_id = $1", owner) == [{"status": "incomplete"}]
 
 
 def test_statement_without_response_cut_off_gets_500(database_url: str, tmp_path: Path) -> None:

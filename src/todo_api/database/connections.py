@@ -80,7 +80,8 @@ class Connections:
         self._ticking: asyncio.TimerHandle | None = None
         self._opening = self._closing = 0
         self._failure: Exception | None = None  # of the last attempt to connect
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._openings: set[asyncio.Task[None]] = set()
+        self._closings: set[asyncio.Task[None]] = set()
 
     def _use_running_loop(self) -> None:
         loop = asyncio.get_running_loop()
@@ -223,7 +224,7 @@ class Connections:
         """In the background, cancel the statement that may still run on a connection, then close the connection."""
         self._forget(connection)
         self._closing += 1
-        self._start(self._close(connection))
+        self._start(self._close(connection), self._closings)
 
     def _forget(self, connection: Connection) -> None:
         self._open.discard(connection)
@@ -263,7 +264,7 @@ class Connections:
         await self._start_opening(until)
         while self._has_room() and not self._failure:
             self._start_opening(until)
-        await asyncio.gather(*self._tasks)
+        await asyncio.gather(*self._openings)
         self._is_filling = False
         if self._open:
             self._waiting.resume(self._now())
@@ -285,12 +286,12 @@ class Connections:
 
     def _start_opening(self, until: float = 0) -> "asyncio.Task[None]":
         self._opening += 1
-        return self._start(self._open_one(until))
+        return self._start(self._open_one(until), self._openings)
 
-    def _start(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":
+    def _start(self, work: Coroutine[None, None, None], tasks: "set[asyncio.Task[None]]") -> "asyncio.Task[None]":
         task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
         return task
 
     async def _open_one(self, until: float) -> None:
@@ -360,10 +361,9 @@ class Connections:
         return self._loop.time()
 
     async def close(self) -> None:
-        """Close every connection, without waiting for the server."""
+        """Close every connection; wait only for statements that are being cancelled, at most `HANG_UP_SECONDS`."""
         if asyncio.get_running_loop() is self._loop:
-            tasks = list(self._tasks)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            for opening in self._openings:
+                opening.cancel()
+            await asyncio.gather(*self._openings, *self._closings, return_exceptions=True)
         self._reset(None)

@@ -178,5 +178,5 @@ class Database:
             logger.warning("not every connection is warm: %r", error)
 
     async def close(self) -> None:
-        """Close every connection, without waiting for the server."""
+        """Close every connection; wait only for statements that are being cancelled, at most 2 seconds."""
         await self._connections.close()
