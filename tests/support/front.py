@@ -20,13 +20,13 @@ EXECUTIONS = (b"E", b"Q")
 
 
 class Front:
-    """A proxy on loopback that relays to a port or a Unix socket.
+    """A proxy on loopback that relays to a port or a Unix socket, `upstream`.
 
     With a certificate it terminates TLS, as Neon's proxy does; without one it accepts plain connections.
     """
 
     def __init__(self, upstream: int | str, tls: ssl.SSLContext | None = None) -> None:
-        self._upstream = upstream
+        self.upstream = upstream
         self._tls = tls
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -156,9 +156,9 @@ class Front:
                 self.wake = None
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        if isinstance(self._upstream, int):
-            return await asyncio.open_connection("127.0.0.1", self._upstream)
-        return await asyncio.open_unix_connection(self._upstream)
+        if isinstance(self.upstream, int):
+            return await asyncio.open_connection("127.0.0.1", self.upstream)
+        return await asyncio.open_unix_connection(self.upstream)
 
     async def _relay(
         self,

@@ -24,7 +24,7 @@ TICK_SECONDS = 0.02  # interval of checking the waiting requests
 REST_SECONDS = 5.0  # a connection that was idle for longer is probed before use
 PROBE_SECONDS = 0.5
 AGE_SECONDS = 600.0  # connections are replaced at about this age, because the host name may resolve to another server
-NEW_SECONDS = 1.0  # a younger connection is not replaced: a new one would reach the same server
+NEW_SECONDS = 1.0  # a younger connection is not replaced after a failover
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # between two attempts
 # What the driver raises if a statement or its connection fails.
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
@@ -244,12 +244,11 @@ class Connections:
         for connection in self._idle:
             connection.fresh_until = 0
 
-    def retire(self, connection: Connection) -> None:
-        """Replace a connection and all older ones, unless it is new: another one would reach the same server."""
-        if self._now() < connection.opened_at + NEW_SECONDS:
-            return
-        for older in [other for other in self._open if other.opened_at <= connection.opened_at]:
-            older.retire_at = older.fresh_until = 0
+    def retire_all(self) -> None:
+        """Replace every connection, but none before it is `NEW_SECONDS` old: a new one would reach the same server."""
+        for connection in self._open:
+            connection.retire_at = min(connection.retire_at, connection.opened_at + NEW_SECONDS)
+            connection.fresh_until = min(connection.fresh_until, connection.retire_at)
 
     async def fill(self, queries: Iterable[Query]) -> None:
         """Open every connection and prepare the statements on it, so that no request has to.

@@ -108,7 +108,7 @@ class Database:
             self._connections.drop(connection)
         else:
             if meaning is Meaning.READ_ONLY:
-                self._connections.retire(connection)
+                self._connections.retire_all()
             error.detail = None  # it contains whole rows, and the error is logged
             self._connections.release(connection)
         return Meaning.NOT_RUN if meaning is Meaning.UNKNOWN and not sent else meaning

@@ -4,14 +4,19 @@ import asyncio
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.database.neon.conftest import Neon
 from tests.support.api import Person, error
 from tests.support.crowd import crowd
-from tests.support.postgres import sql
+from tests.support.front import Front
+from tests.support.postgres import migrated_database, sql
+from tests.support.servers import Postgres
 from todo_api.database.connecting import Connector
+from todo_api.database.connections import Connections
+from todo_api.database.waiting import Waiter
 
 PIDS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
@@ -44,8 +49,59 @@ def test_read_only_database_is_500_in_time(direct: Neon, failed_over: Person) ->
     assert (answer.status_code, answer.json()) == (500, error("Internal server error"))
     assert int(answer.headers["retry-after"]) > 0
     assert time.monotonic() - started < 3
-    assert direct.front.connections - opened <= 8
+    assert direct.front.connections - opened <= 3
     assert failed_over.tasks() == []
+
+
+def test_failover_replaces_every_connection(direct: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("todo_api.database.connections.NEW_SECONDS", 0.1)
+
+    async def fail_over() -> None:
+        connections = Connections(Connector(direct.url), limit=2, wake_seconds=0)
+        assert connections.take() is None
+        opened = [await connections.acquire(Waiter(owner, 0)) for owner in "ab"]
+        await asyncio.sleep(0.2)
+        connections.retire_all()
+        for connection in opened:
+            connections.release(connection)
+        assert connections.idle == 0
+        await connections.close()
+
+    asyncio.run(fail_over())
+
+
+@pytest.fixture
+def own_postgres(directory: Path) -> Iterator[Postgres]:
+    """A PostgreSQL of this test alone."""
+    postgres = Postgres(directory / "own")
+    migrated_database(postgres.url, "todo")
+    yield postgres
+    postgres.stop_standby()
+
+
+def test_writes_follow_name_after_switchover(own_postgres: Postgres, directory: Path) -> None:
+    with Front(str(own_postgres.directory / ".s.PGSQL.5432")) as front:
+        neon = Neon(own_postgres, None, front)
+        alice = neon.serve(pool_size=4, wake_seconds=2)()
+        before = alice.create()
+        own_postgres.copy(directory / "promoted")
+        promoted = own_postgres.switch_over(directory / "promoted")
+        try:
+            # The name of the host still leads to the old server, which accepts no writes.
+            with crowd(4) as threads:
+                assert [*threads.map(lambda _: alice.tasks(), range(16))] == [[before]] * 16
+            assert alice.ask("POST", json={"title": "x"}).status_code == 500
+            front.upstream = str(promoted.directory / ".s.PGSQL.5432")
+
+            started = time.monotonic()
+            assert [alice.ask("POST", json={"title": "x"}).status_code for _ in range(8)] == [201] * 8
+            assert time.monotonic() - started < 3
+            time.sleep(1)  # after which no connection to the old server is used
+            with crowd(4) as threads:
+                assert {len(tasks) for tasks in threads.map(lambda _: alice.tasks(), range(16))} == {9}
+        finally:
+            neon.close()
+            promoted.stop()
 
 
 def test_idle_connection_dropped_by_network_is_replaced(neon: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
