@@ -139,9 +139,42 @@ def test_connection_is_replaced_at_maximum_age(direct: Neon, monkeypatch: pytest
             assert time.monotonic() < deadline
 
 
-def test_idle_connections_use_tcp_keepalive(direct: Neon) -> None:
-    opened = asyncio.run(Connector(direct.url).open_socket("127.0.0.1", direct.front.port))
+def test_idle_connection_of_maximum_age_is_not_used(direct: Neon) -> None:
+    async def grow_old() -> None:
+        connections = Connections(Connector(direct.url), limit=1, wake_seconds=0)
+        assert connections.take() is None
+        old = await connections.acquire(Waiter("a", 0))
+        connections.release(old)
+        old.retire_at = old.fresh_until = 0
+        assert connections.take() is None
+        assert await connections.acquire(Waiter("a", 0)) is not old
+        await connections.close()
 
-    with opened:
-        assert opened.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-        assert opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 60
+    asyncio.run(grow_old())
+
+
+def test_connections_have_different_maximum_ages(direct: Neon) -> None:
+    async def ages() -> list[float]:
+        connections = Connections(Connector(direct.url), limit=3, wake_seconds=0)
+        assert connections.take() is None
+        opened = [await connections.acquire(Waiter(owner, 0)) for owner in "abc"]
+        await connections.close()
+        return [connection.retire_at - connection.opened_at for connection in opened]
+
+    found = asyncio.run(ages())
+    assert len({*found}) == 3
+    assert 480 <= min(found) < max(found) <= 720
+
+
+def test_connections_use_tcp_keepalive(direct: Neon) -> None:
+    async def options() -> list[int]:
+        connection = await Connector(direct.url).connect()
+        opened = connection._transport.get_extra_info("socket")  # noqa: SLF001  # the driver has no public access to it
+        found = [
+            opened.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+            opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+        ]
+        await connection.close()
+        return found
+
+    assert asyncio.run(options()) == [1, 45]
