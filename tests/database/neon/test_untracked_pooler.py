@@ -1,13 +1,17 @@
 """A pooler that does not track prepared statements, like PgBouncer before 1.21."""
 
+import asyncio
 import time
+from contextlib import suppress
 
 import pytest
 
 from tests.database.neon.conftest import Neon
-from tests.support.api import Person
-from tests.support.crowd import crowd
-from tests.support.postgres import sql
+from tests.support.api import new_account
+from tests.support.postgres import settings_for, sql
+from todo_api.database import Database
+from todo_api.errors import DatabaseUnavailable, TaskNotFound
+from todo_api.tasks import TaskStore
 
 SAYING = "does not track prepared statements"
 
@@ -19,28 +23,37 @@ def untracked(pooled: Neon) -> Neon:
     return pooled
 
 
-def test_reads_through_untracked_pooler_change_nothing(untracked: Neon) -> None:
-    alice = untracked.serve(pool_size=3)()
-    bob = Person(untracked.serve(pool_size=5)().client, alice.database_url, alice.id)
-    insert = "INSERT INTO tasks (user_id, title) SELECT $1, n::text FROM generate_series(1, 50) n"
-    sql(untracked.direct_url, insert, alice.id)
-    before = alice.stored()
+def terminate_others(url: str) -> None:
+    """End the pooler's connections to the server; it opens another one, with nothing prepared on it."""
+    others = "backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    sql(url, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
 
-    def read(number: int) -> int:
-        person = (alice, bob)[number % 2]
-        return person.ask("GET", f"/{before[number % 50]['id']}").status_code
 
-    with crowd(6) as threads:
-        codes = set(threads.map(read, range(400)))
+def test_statement_never_runs_as_another(untracked: Neon) -> None:
+    url, owner = untracked.direct_url, new_account(untracked.direct_url)
+    [task] = sql(url, "INSERT INTO tasks (user_id, title) VALUES ($1, 'x') RETURNING id", owner)
 
-    assert alice.stored() == before
-    assert codes <= {200, 500}
+    async def run() -> None:
+        reading, deleting = [Database(settings_for(untracked.url, pool_size=1)) for _ in range(2)]
+        await TaskStore(reading, owner).get(task["id"])
+        await asyncio.to_thread(terminate_others, url)
+        with pytest.raises(TaskNotFound):
+            await TaskStore(deleting, owner).delete(task["id"] + 1)
+        # The pooler's connection has the other's statement, and not this one.
+        with suppress(DatabaseUnavailable):
+            await TaskStore(reading, owner).get(task["id"])
+        await reading.close()
+        await deleting.close()
+
+    asyncio.run(run())
+
+    assert sql(url, "SELECT id FROM tasks WHERE user_id = $1", owner) == [task]
 
 
 def test_untracked_pooler_is_logged_and_not_ready(untracked: Neon, caplog: pytest.LogCaptureFixture) -> None:
     alice = untracked.serve(pool_size=3)()
     deadline = time.monotonic() + 10
-    while alice.client.get("/health/ready").status_code != 503:
+    while SAYING not in caplog.text:
         assert time.monotonic() < deadline
 
     assert [alice.client.get("/health/ready").status_code for _ in range(3)] == [503] * 3
@@ -59,9 +72,7 @@ def test_unknown_prepared_statement_is_500(untracked: Neon, caplog: pytest.LogCa
     alice.create()
     assert alice.client.get("/health/ready").status_code == 200
 
-    # PgBouncer then uses another server connection, with nothing prepared on it.
-    others = "backend_type = 'client backend' AND pid <> pg_backend_pid()"
-    sql(untracked.direct_url, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
+    terminate_others(untracked.direct_url)
     deadline = time.monotonic() + 5
     codes = []
     while SAYING not in caplog.text:
