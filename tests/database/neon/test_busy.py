@@ -63,6 +63,7 @@ def test_refused_connections_wait_in_order(limited: Neon) -> None:
     asyncio.run(compete())
 
     assert order == list(range(8)) * 20
+    assert limited.front.connections < 30, "one attempt at a time"
 
 
 def test_busy_database_is_waited_for(direct: Neon) -> None:
@@ -104,19 +105,21 @@ def test_readiness_does_not_queue(direct: Neon, monkeypatch: pytest.MonkeyPatch)
     assert {answer.result().status_code for answer in blocked} == {200}
 
 
-def test_readiness_uses_next_free_connection(limited: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readiness_gets_next_free_connection(limited: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("todo_api.database.waiting.MOST_SECONDS", 60)
     alice = limited.serve(pool_size=1)()
-    task = alice.create()
+    first, second = alice.create()["id"], alice.create()["id"]
 
-    with crowd(3) as threads:
-        with locked(limited.direct_url, lock(task["id"])):
-            blocked = [threads.submit(alice.ask, "PUT", f"/{task['id']}", json={"title": "y"}) for _ in range(2)]
+    with crowd(3) as threads, locked(limited.direct_url, lock(second)):
+        with locked(limited.direct_url, lock(first)):
+            blocked = [threads.submit(alice.ask, "PUT", f"/{first}", json={"title": "y"})]
             waiting_backend(limited.direct_url)
+            blocked.append(threads.submit(alice.ask, "PUT", f"/{second}", json={"title": "y"}))
+            time.sleep(0.2)
             ready = threads.submit(alice.client.get, "/health/ready")
             time.sleep(0.2)
             assert not ready.done()
-        assert ready.result().status_code == 200
+        assert ready.result().status_code == 200, "the second update has the connection"
 
     assert {answer.result().status_code for answer in blocked} == {200}
 
