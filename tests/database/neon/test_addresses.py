@@ -62,11 +62,15 @@ def test_mute_host_does_not_block_next(direct: Neon) -> None:
     with Front(direct.front.port) as mute:
         mute.fall_silent()
         direct.url = f"postgresql://postgres@127.0.0.1:{mute.port},127.0.0.1:{direct.front.port}/todo"
-        alice = direct.serve(pool_size=2)()
+        alice = direct.serve(pool_size=1)()
 
         started = time.monotonic()
         assert alice.create()
         assert time.monotonic() - started < 5
+        assert mute.connections == 1
+        direct.front.abort_connections()
+        assert alice.create()
+        assert mute.connections == 1, "the host that answered last is the first to be tried"
         mute.speak()
 
 
@@ -82,11 +86,15 @@ def test_unresponsive_address_does_not_block_next(direct: Neon, monkeypatch: pyt
     with ExitStack() as stack:
         silent_listener(stack, "127.0.0.2", direct.front.port)
         direct.url = f"postgresql://postgres@localhost:{direct.front.port}/todo"
-        alice = direct.serve(pool_size=2)()
+        alice = direct.serve(pool_size=1)()
 
         started = time.monotonic()
         assert alice.create()
         assert time.monotonic() - started < 3
+        direct.front.abort_connections()
+        started = time.monotonic()
+        assert alice.create()
+        assert time.monotonic() - started < 1, "the address that answered last is the first to be tried"
 
 
 def test_wrong_server_role_is_unavailable(direct: Neon) -> None:
