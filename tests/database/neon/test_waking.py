@@ -98,7 +98,7 @@ def test_dead_idle_connection_costs_no_wait(neon: Neon) -> None:
 
 
 def test_terminated_connection_is_not_used(neon: Neon) -> None:
-    alice = neon.serve(pool_size=4)()
+    alice = neon.serve(wake_seconds=0, pool_size=4)()
     neon.wait_until_warm()
     neon.front.send_termination_notice()
 
