@@ -212,6 +212,12 @@ def test_two_replicas_may_migrate_concurrently(empty_database: str, tmp_path: Pa
     assert tables(empty_database) == {"user", "tasks", VERSION_TABLE}
 
 
+def test_stricter_default_isolation_does_not_block_migration(empty_database: str) -> None:
+    migrate(settings_for(f"{empty_database}&options=-c%20default_transaction_isolation%3Dserializable"))
+
+    assert tables(empty_database) == {"user", "tasks", VERSION_TABLE}
+
+
 def test_migration_gives_up_on_table_lock(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sql(empty_database, BETTER_AUTH)
     # The first migration waits for this lock, and traffic queues behind it, so it must give up.
@@ -271,7 +277,7 @@ def test_database_of_version_1_0_is_recognized(empty_database: str, version: str
 
 
 def test_other_applications_tasks_table_is_refused(empty_database: str) -> None:
-    sql(empty_database, "CREATE TABLE tasks (id int)")
+    sql(empty_database, "CREATE TABLE tasks (id int PRIMARY KEY)")
 
     with pytest.raises(MigrationError, match=r'^The database refused the migration: relation "tasks" already exists$'):
         migrate(settings_for(empty_database))
