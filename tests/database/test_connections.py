@@ -20,7 +20,7 @@ class Race:
     def __init__(self, connections: Connections, lent: Connection) -> None:
         self.connections = connections
         self.lent = lent
-        self.waiters = [Waiter(owner, asyncio.get_running_loop().time()) for owner in "ab"]
+        self.waiters = [Waiter(owner) for owner in "ab"]
         self.first, self.second = [asyncio.create_task(connections.acquire(waiter)) for waiter in self.waiters]
 
 
@@ -78,7 +78,7 @@ def test_races_for_the_only_connection(database_url: str, run: Callable[[Race], 
     async def compete() -> None:
         connections = Connections(connector, limit=1, wake_seconds=0)
         assert connections.take() is None
-        race = Race(connections, await connections.acquire(Waiter("c", 0)))
+        race = Race(connections, await connections.acquire(Waiter("c")))
         await asyncio.sleep(0)
         assert connections.waiting == 2
         await run(race)

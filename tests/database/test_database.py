@@ -1,6 +1,7 @@
 """Requests whose database connection breaks or whose client disconnects."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from starlette.types import Message, Scope
 
 from tests.support.api import BearerIsIdentity, CheckedClient, Person, error, on_one_connection
 from tests.support.crowd import crowd
+from tests.support.patience import deadline
 from tests.support.postgres import locked, sql, waiting_backend
 from todo_api.main import create_app
 from todo_api.settings import Settings
@@ -52,8 +54,11 @@ def test_connection_broken_mid_statement_is_500(alice: Person) -> None:
 def test_statement_timeout_is_500(settings: Settings, alice: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("todo_api.database.connections.STATEMENT_SECONDS", 0.3)
     with on_one_connection(settings, alice):
-        with waiting_create(alice) as (_, answer):
+        with waiting_create(alice) as (backend, answer):
             assert_unavailable(answer.result())
+            end = deadline()
+            while sql(alice.database_url, "SELECT FROM pg_stat_activity WHERE pid = $1", backend):
+                assert time.monotonic() < end
 
         assert alice.tasks() == []
         assert alice.create()["user_id"] == alice.id

@@ -42,7 +42,7 @@ def test_connection_of_another_loop_is_not_kept(database_url: str) -> None:
 
     async def acquire() -> Connection:
         assert connections.take() is None
-        return await connections.acquire(Waiter("a", 0))
+        return await connections.acquire(Waiter("a"))
 
     async def release(connection: Connection) -> None:
         connections.release(connection)

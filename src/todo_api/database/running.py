@@ -145,8 +145,7 @@ class Database:
             if not connections.used:
                 raise
             # The server may allow no more connections than are in use, so use the next one that is released.
-            now = asyncio.get_running_loop().time()
-            await self._run_check(await connections.acquire(Waiter(None, now), first=True), query)
+            await self._run_check(await connections.acquire(Waiter(None), first=True), query)
             return
         try:
             # If the pooler still tracks no prepared statements, some of these names already exist.

@@ -38,7 +38,7 @@ class Waiter:
     """
 
     owner: object
-    since: float
+    since: float = field(default_factory=lambda: asyncio.get_running_loop().time())
     interrupt: Interrupt | None = None
     interrupting: "asyncio.Task[None] | None" = None
     limited_from: float = 0.0

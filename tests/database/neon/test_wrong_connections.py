@@ -59,7 +59,7 @@ def test_failover_replaces_every_connection(direct: Neon, monkeypatch: pytest.Mo
     async def fail_over() -> None:
         connections = Connections(Connector(direct.url), limit=2, wake_seconds=0)
         assert connections.take() is None
-        opened = [await connections.acquire(Waiter(owner, 0)) for owner in "ab"]
+        opened = [await connections.acquire(Waiter(owner)) for owner in "ab"]
         await asyncio.sleep(0.2)
         connections.retire_all()
         for connection in opened:
@@ -143,11 +143,11 @@ def test_idle_connection_of_maximum_age_is_not_used(direct: Neon) -> None:
     async def grow_old() -> None:
         connections = Connections(Connector(direct.url), limit=1, wake_seconds=0)
         assert connections.take() is None
-        old = await connections.acquire(Waiter("a", 0))
+        old = await connections.acquire(Waiter("a"))
         connections.release(old)
         old.retire_at = old.fresh_until = 0
         assert connections.take() is None
-        assert await connections.acquire(Waiter("a", 0)) is not old
+        assert await connections.acquire(Waiter("a")) is not old
         await connections.close()
 
     asyncio.run(grow_old())
@@ -157,7 +157,7 @@ def test_connections_have_different_maximum_ages(direct: Neon) -> None:
     async def ages() -> list[float]:
         connections = Connections(Connector(direct.url), limit=3, wake_seconds=0)
         assert connections.take() is None
-        opened = [await connections.acquire(Waiter(owner, 0)) for owner in "abc"]
+        opened = [await connections.acquire(Waiter(owner)) for owner in "abc"]
         await connections.close()
         return [connection.retire_at - connection.opened_at for connection in opened]
 
