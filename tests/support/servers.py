@@ -19,7 +19,7 @@ from todo_api.dev import make_runtime_directory
 # would delay reconnecting by 15 seconds. Any user may log in, because Neon checks passwords in its proxy.
 CONFIGURATION = """
 [databases]
-* = host={directory} user=postgres
+* = host={directory} user={user}
 
 [pgbouncer]
 listen_addr = 127.0.0.1
@@ -27,7 +27,7 @@ listen_port = {port}
 unix_socket_dir =
 auth_type = any
 pool_mode = transaction
-max_client_conn = 10000
+max_client_conn = {max_client_conn}
 default_pool_size = {pool_size}
 max_prepared_statements = {max_prepared_statements}
 query_wait_timeout = {query_wait_timeout}
@@ -120,21 +120,31 @@ class PgBouncer:
         self._popen: subprocess.Popen[bytes] | None = None
         self.port = free_port()
 
-    def start(self, *, pool_size: int = 90, query_wait_timeout: int = 120, max_prepared_statements: int = 1000) -> None:
+    def start(
+        self,
+        *,
+        user: str = "postgres",
+        pool_size: int = 90,
+        max_client_conn: int = 10000,
+        query_wait_timeout: int = 120,
+        max_prepared_statements: int = 1000,
+    ) -> None:
         """Start it unless it runs, and wait until it listens."""
         if self._popen:
             return
         self._settings = {
+            "user": user,
             "pool_size": pool_size,
+            "max_client_conn": max_client_conn,
             "query_wait_timeout": query_wait_timeout,
             "max_prepared_statements": max_prepared_statements,
         }
         configuration = self._configure()
         # PgBouncer refuses to run as root. The user that PostgreSQL runs as may read its files and use its socket.
-        user = _as_owner_of(self._postgres.directory)
+        owner = _as_owner_of(self._postgres.directory)
         with (self._directory / "log").open("ab") as log:
             self._popen = subprocess.Popen(
-                [self._program, str(configuration)], stdout=log, stderr=subprocess.STDOUT, **user
+                [self._program, str(configuration)], stdout=log, stderr=subprocess.STDOUT, **owner
             )
         end = deadline()
         while True:

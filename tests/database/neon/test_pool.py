@@ -44,6 +44,45 @@ def test_full_pooler_is_waited_for(pooled: Neon) -> None:
     assert [task["title"] for task in alice.tasks()] == ["waited", "Buy milk"]
 
 
+def test_pooler_with_all_its_clients_is_waited_for(pooled: Neon) -> None:
+    pooled.bouncer.kill()
+    pooled.bouncer.start(max_client_conn=1)
+
+    with crowd(1) as threads:
+        with locked(f"postgresql://postgres@127.0.0.1:{pooled.bouncer.port}/todo", "SELECT 1"):
+            alice = pooled.serve(pool_size=1)()
+            answer = threads.submit(alice.ask, "POST", json={"title": "x"})
+            seen = pooled.front.connections
+            while pooled.front.connections < seen + 2:
+                assert not answer.done()
+
+        assert answer.result().status_code == 201
+
+
+def test_full_server_behind_pooler_is_waited_for(pooled: Neon) -> None:
+    sql(pooled.direct_url, "CREATE ROLE service LOGIN CONNECTION LIMIT 1")
+    sql(pooled.direct_url, "GRANT SELECT, INSERT, UPDATE, DELETE ON tasks TO service")
+    pooled.bouncer.kill()
+    pooled.bouncer.start(user="service")
+    alice = pooled.serve(pool_size=1)()
+    alice.create("before")
+    pooled.wait_until_warm()
+
+    with crowd(1) as threads:
+        sql(pooled.direct_url, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'service'")
+        with locked(pooled.direct_url.replace("postgres:@", "service:@"), "SELECT 1"):
+            answer = threads.submit(alice.ask, "POST", json={"title": "waited"})
+            seen = pooled.front.connections
+            while pooled.front.connections < seen + 2:
+                assert not answer.done()
+
+        assert answer.result().status_code == 201
+    assert [task["title"] for task in alice.tasks()] == ["waited", "before"]
+    pooled.bouncer.kill()
+    sql(pooled.direct_url, "DROP OWNED BY service")
+    sql(pooled.direct_url, "DROP ROLE service")
+
+
 def test_requests_are_served_in_order(direct: Neon) -> None:
     order: list[int] = []
 
