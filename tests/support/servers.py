@@ -170,7 +170,14 @@ class PgBouncer:
 
     def kill(self) -> None:
         """Kill it by SIGKILL, as Neon does before it suspends a compute."""
-        self.signal(signal.SIGKILL)
+        self._end(signal.SIGKILL)
+
+    def shut_down(self) -> None:
+        """Let it finish the statements that run, and refuse others."""
+        self._end(signal.SIGINT)
+
+    def _end(self, number: signal.Signals) -> None:
+        self.signal(number)
         if self._popen:
             self._popen.wait()
             self._popen = None

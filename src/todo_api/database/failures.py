@@ -33,17 +33,17 @@ class Rule(NamedTuple):
     constraint: str = ""
 
 
-# Errors of a server or pooler with too many connections. Poolers use other SQLSTATEs for them, and may send them
-# instead of running a statement.
-_FULL = (
+# Errors of a server or pooler that has too many connections or is being stopped. Poolers use other SQLSTATEs for them,
+# and may send them instead of running a statement.
+_REFUSED = (
     "sorry, too many clients|too many connections|remaining connection slots|no more connections allowed|"
-    "client connections exceeded"
+    "client connections exceeded|query_wait_timeout|server login has been failing|server shutting down"
 )
 # Neon's proxy uses XX000 for every error, and PgBouncer 08P01 for its own, so the text decides. Unknown texts count as
 # lasting, so that a wrong password is reported at once, not after ten seconds.
 _AWAY_TEXTS = (
-    f"{_FULL}|Couldn't connect to compute node|Control plane request failed(?!: )|Failed to acquire permit|"
-    "Authentication timed out|Internal error|query_wait_timeout|server login has been failing|server conn crashed|"
+    f"{_REFUSED}|Couldn't connect to compute node|Control plane request failed(?!: )|Failed to acquire permit|"
+    "Authentication timed out|Internal error|server conn crashed|pooler is shutting down|client_login_timeout|"
     "the database system is|terminating connection|early eof"
 )
 _CONNECTING = (
@@ -54,7 +54,7 @@ _CONNECTING = (
 )
 _STATEMENT = (
     Rule("53300|57P03", Meaning.NOT_RUN),  # from a pooler that could not log in
-    Rule("08...|XX000", Meaning.NOT_RUN, text=f"{_FULL}|query_wait_timeout|server login has been failing"),
+    Rule("08...|XX000", Meaning.NOT_RUN, text=_REFUSED),
     Rule("08(?!P01)...|57P0[12]", Meaning.UNKNOWN),  # the connection broke, here or behind a router
     Rule("25006", Meaning.READ_ONLY),
     Rule("26000|42P05", Meaning.UNTRACKED),

@@ -43,6 +43,7 @@ def wait_for_more(acknowledged: list[str], number: int) -> None:
 
 FAULTS: dict[str, Callable[[Neon], None]] = {
     "pooler killed": lambda neon: neon.bouncer.kill(),
+    "pooler shut down": lambda neon: neon.bouncer.shut_down(),
     "database killed": lambda neon: neon.postgres.kill(),
     "database stopped": lambda neon: neon.postgres.stop(),
     "suspended": lambda neon: neon.suspend(wake_seconds=0.3),
@@ -76,6 +77,7 @@ def test_faults_neither_lose_nor_repeat_writes(
     failures = [record.getMessage() for record in caplog.records if "unavailable" in record.getMessage()]
     assert len(failures) == codes[500]
     assert all("in the middle of operation" in failure for failure in failures), "only what was in flight may fail"
+    assert not any("server shutting down" in failure for failure in failures), "the pooler ran none of these"
 
 
 @pytest.mark.parametrize("path", ["", "?limit=5", "/{id}"])
