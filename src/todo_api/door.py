@@ -21,7 +21,8 @@ LEAST_IN_FLIGHT = 64
 BURST_SECONDS = 0.25  # the limit applies after being exceeded for this time
 CALM_SECONDS = 1.0  # until it has not been exceeded for this time
 MOST_IN_FLIGHT = 2000  # always applies, and bounds the memory
-# A refusal is delayed, so that clients that retry immediately do not use up the processor; only so many at a time.
+# Refusals of an owner who has most of the requests in flight are delayed, so that clients of one user that retry
+# immediately do not use up the processor; only so many at a time.
 DELAY_SECONDS = 0.05
 MOST_DELAYED = 200
 
@@ -54,7 +55,7 @@ class Door:
         database: Database = scope["app"].state.database
         if self._exceeds_limit(owner, database) or database.would_refuse(owner):
             database.refusals.record("door")
-            if self._delayed < MOST_DELAYED:
+            if 2 * self._by_owner[owner] > self._in_flight and self._delayed < MOST_DELAYED:
                 await self._delay()
             await self._refuse(scope, receive, send)
             return

@@ -159,10 +159,11 @@ def test_door_knows_the_owner_under_a_root_path(settings: Settings, root_path: s
 def test_limited_number_of_refusals_is_delayed(settings: Settings, bounds: Callable[..., None]) -> None:
     async def test(service: Service) -> None:
         bounds(MOST_DELAYED=1, DELAY_SECONDS=60)
-        await service.start("alice", 4)
+        await service.start("alice", 3)
+        await service.start("bob", 1)
         delayed = asyncio.create_task(service.ask("alice"))
         await asyncio.sleep(0.1)
-        assert await service.statuses("alice") == [503]
+        assert await service.statuses("alice", "bob") == [503, 503]
         assert not delayed.done()
         delayed.cancel()
         await asyncio.wait([delayed])
