@@ -139,13 +139,6 @@ def measure(database: BenchmarkDatabase, name: str, url: str, python: str) -> di
     return figures
 
 
-@contextmanager
-def ways(database: BenchmarkDatabase) -> Iterator[dict[str, str]]:
-    """Yield the URLs of the database with and without a delay."""
-    with relay(database.socket, ROUND_TRIP) as port:
-        yield {"far": database.url_through(port), "near": database.url}
-
-
 def main() -> None:
     """Run the benchmark and write its result into the documentation.
 
