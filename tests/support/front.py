@@ -15,6 +15,9 @@ SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 NO_SNI = "Endpoint ID is not specified. Either please upgrade the postgres client library (libpq) for SNI support"
 # The client's messages after which it waits for a response, each one a round trip: Sync, Flush, Query.
 TRIPS = (b"S", b"H", b"Q")
+# The messages that are sent on with the Sync or Flush after them, as clients send them: Parse, Bind, Describe, Execute,
+# Close. If a pooler closed the connection between them, the system would discard its last message.
+PARTS = (b"P", b"B", b"D", b"E", b"C")
 # The messages that run a statement: Execute, Query.
 EXECUTIONS = (b"E", b"Q")
 
@@ -184,9 +187,10 @@ class Front:
         losing: asyncio.Event,
         relaying: asyncio.Event,
     ) -> None:
+        held = b""
         while True:
             kind = await client[0].readexactly(1)
-            message = kind + await _untyped(client[0])
+            held += kind + await _untyped(client[0])
             await relaying.wait()
             if kind == b"B" and self.statement_refusals:
                 await _refuse(client[1], *self.statement_refusals.popleft())
@@ -197,7 +201,9 @@ class Front:
                 if self.lose_next_answer and kind == b"S":
                     self.lose_next_answer = False
                     losing.set()
-            server.write(message)
+            if kind not in PARTS:
+                server.write(held)
+                held = b""
 
     async def _answer(
         self, server: asyncio.StreamReader, client: asyncio.StreamWriter, losing: asyncio.Event, relaying: asyncio.Event

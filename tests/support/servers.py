@@ -151,7 +151,7 @@ class PgBouncer:
             try:
                 socket.create_connection(("127.0.0.1", self.port)).close()
             except ConnectionRefusedError:
-                assert time.monotonic() < end, (self._directory / "log").read_text()
+                assert time.monotonic() < end, self.output()
                 time.sleep(0.01)
             else:
                 return
@@ -161,6 +161,10 @@ class PgBouncer:
         text = CONFIGURATION.format(directory=self._postgres.directory, port=self.port, **self._settings)
         configuration.write_text(text)
         return configuration
+
+    def output(self) -> str:
+        """Read its log so far."""
+        return (self._directory / "log").read_text()
 
     def switch_to(self, postgres: Postgres) -> None:
         """Switch to another server; the clients keep their connections."""

@@ -11,6 +11,7 @@ import httpx2
 from tests.database.neon.conftest import Neon
 from tests.support.api import new_account
 from tests.support.crowd import crowd
+from tests.support.patience import deadline
 from tests.support.postgres import locked, settings_for, sql
 from tests.support.serving import uvicorn
 from todo_api.database import Database
@@ -67,9 +68,13 @@ def test_full_server_behind_pooler_is_waited_for(pooled: Neon) -> None:
     alice = pooled.serve(pool_size=1)()
     alice.create("before")
     pooled.wait_until_warm()
+    logged = len(pooled.bouncer.output())
 
     with crowd(1) as threads:
         sql(pooled.direct_url, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'service'")
+        end = deadline()
+        while "server conn crashed" not in pooled.bouncer.output()[logged:]:
+            assert time.monotonic() < end
         with locked(pooled.direct_url.replace("postgres:@", "service:@"), "SELECT 1"):
             answer = threads.submit(alice.ask, "POST", json={"title": "waited"})
             seen = pooled.front.connections
