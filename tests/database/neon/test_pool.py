@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2
+import pytest
 
 from tests.database.neon.conftest import Neon
 from tests.support.api import new_account
@@ -15,6 +16,10 @@ from tests.support.patience import deadline
 from tests.support.postgres import locked, settings_for, sql
 from tests.support.serving import uvicorn
 from todo_api.database import Database
+from todo_api.database.connecting import Connector
+from todo_api.database.connections import Connections
+from todo_api.database.query import as_query
+from todo_api.database.waiting import Waiter
 from todo_api.statements import STATEMENTS
 
 CONNECTED = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -28,6 +33,55 @@ def test_pool_never_exceeds_its_size(direct: Neon) -> None:
 
     assert answers == [200] * 300
     assert direct.front.connections == 3
+
+
+def test_connection_being_closed_counts(direct: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("todo_api.database.connections.HANG_UP_SECONDS", 0.5)
+
+    async def close() -> None:
+        pool = Connections(Connector(direct.url), limit=1, wake_seconds=0)
+        assert pool.take() is None
+        silent = await pool.acquire(Waiter("a"))
+        direct.front.go_half_open()
+        running = asyncio.create_task(silent.driver.execute("SELECT pg_sleep(60)"))
+        await asyncio.sleep(0.1)
+        running.cancel()
+        pool.cancel_and_close(silent)
+        acquiring = asyncio.create_task(pool.acquire(Waiter("b")))
+        await asyncio.sleep(0.2)
+        assert direct.front.connections == 2, "more than the silent one and the one that cancels its statement"
+        assert await acquiring is not silent
+        await pool.close()
+
+    asyncio.run(close())
+
+
+def test_request_does_not_wait_for_other_statements(direct: Neon) -> None:
+    async def prepared() -> set[str]:
+        pool = Connections(Connector(direct.url), limit=1, wake_seconds=0)
+        assert pool.take() is None
+        pool.queries = tuple(map(as_query, STATEMENTS))
+        connection = await pool.acquire(Waiter("a"))
+        await pool.close()
+        return {*connection.prepared}
+
+    assert asyncio.run(prepared()) == set()
+
+
+def test_old_connection_is_replaced_without_request(direct: Neon) -> None:
+    async def replace() -> None:
+        pool = Connections(Connector(direct.url), limit=1, wake_seconds=0)
+        assert pool.take() is None
+        old = await pool.acquire(Waiter("a"))
+        old.retire_at = 0
+        pool.release(old)
+        end = deadline()
+        while not pool.idle:
+            assert time.monotonic() < end
+            await asyncio.sleep(0.01)
+        await pool.close()
+
+    asyncio.run(replace())
 
 
 def test_full_pooler_is_waited_for(pooled: Neon) -> None:
