@@ -47,7 +47,7 @@ def limited(direct: Neon) -> Iterator[Neon]:
     sql(direct.direct_url, "DROP ROLE service")
 
 
-def test_refused_connections_wait_in_order(limited: Neon) -> None:
+def test_refused_connections_wait_in_order(limited: Neon, caplog: pytest.LogCaptureFixture) -> None:
     order: list[int] = []
 
     async def ask(database: Database, name: int) -> None:
@@ -64,6 +64,7 @@ def test_refused_connections_wait_in_order(limited: Neon) -> None:
 
     assert order == list(range(8)) * 20
     assert limited.front.connections < 30, "one attempt at a time"
+    assert caplog.text.count("no more connections can be opened than these 1") == 1
 
 
 def test_busy_database_is_waited_for(direct: Neon) -> None:
@@ -122,6 +123,17 @@ def test_readiness_gets_next_free_connection(limited: Neon, monkeypatch: pytest.
         assert ready.result().status_code == 200, "the second update has the connection"
 
     assert {answer.result().status_code for answer in blocked} == {200}
+
+
+def test_readiness_finds_dead_connections(neon: Neon) -> None:
+    alice = neon.serve(pool_size=2)()
+    neon.wait_until_warm()
+    neon.front.go_half_open()
+
+    assert alice.client.get("/health/ready").status_code == 200
+    started = time.monotonic()
+    assert alice.ask("POST", json={"title": "x"}).status_code == 201
+    assert time.monotonic() - started < 2
 
 
 @pytest.mark.parametrize("silence", ["fall_silent", "go_half_open"])

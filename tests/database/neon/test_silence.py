@@ -48,6 +48,18 @@ def test_unresponsive_database_is_500_in_bounded_time(neon: Neon, method: str, p
     assert alice.create("after")["title"] == "after"
 
 
+def test_request_ends_while_connecting_hangs(direct: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("connecting", "connections"):
+        monkeypatch.setattr(f"todo_api.database.{module}.CONNECT_SECONDS", 2)
+    direct.front.fall_silent()
+    alice = direct.serve(wake_seconds=2.5)()
+
+    started = time.monotonic()
+    assert alice.ask("GET").status_code == 500
+    assert time.monotonic() - started < 3.5, "the end of the second attempt was waited for"
+    direct.front.speak()
+
+
 def test_unanswered_write_is_not_retried(neon: Neon) -> None:
     alice = neon.serve(pool_size=1)()
     alice.create("old")
@@ -151,23 +163,26 @@ def test_unresponsive_database_does_not_delay_shutdown(neon: Neon) -> None:
     assert time.monotonic() - started < 2 + 1
 
 
+@pytest.mark.parametrize("silence", ["fall_silent", "go_half_open"])
 @pytest.mark.parametrize("rest_seconds", [0, 60])  # probed before its use, or not
 def test_cancelled_request_leaves_no_connection_behind(
-    direct: Neon, monkeypatch: pytest.MonkeyPatch, rest_seconds: float
+    direct: Neon, monkeypatch: pytest.MonkeyPatch, rest_seconds: float, silence: str
 ) -> None:
+    monkeypatch.setattr("todo_api.database.connections.STATEMENT_SECONDS", 5)
     monkeypatch.setattr("todo_api.database.connections.REST_SECONDS", rest_seconds)
 
     async def leave() -> None:
         database = Database(settings_for(direct.url, pool_size=1))
         assert await database.run(LIST, {"owner": "nobody"}) == "[]"
-        direct.front.fall_silent()
+        getattr(direct.front, silence)()
         waiting = asyncio.create_task(database.run(LIST, {"owner": "nobody"}))
         await asyncio.sleep(0.1)
         waiting.cancel()
         with suppress(asyncio.CancelledError):
             await waiting
         direct.front.speak()
-        assert await database.run(LIST, {"owner": "nobody"}) == "[]"
+        async with asyncio.timeout(4):
+            assert await database.run(LIST, {"owner": "nobody"}) == "[]"
         await database.close()
 
     asyncio.run(leave())

@@ -8,6 +8,10 @@ import pytest
 from tests.database.neon.conftest import Neon
 from tests.support.api import Person, error
 from tests.support.crowd import crowd
+from tests.support.patience import deadline
+from tests.support.postgres import sql
+
+CONNECTED = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
 
 def everything(person: Person) -> None:
@@ -183,9 +187,11 @@ def test_lasting_error_is_answered_at_once(
     direct.front.refusals.extend([(sqlstate, text)] * 3)
     alice = direct.serve(pool_size=1)()
 
+    started = time.monotonic()
     answer = alice.ask("GET")
 
     assert (answer.status_code, answer.json()) == (500, error("Internal server error"))
+    assert time.monotonic() - started < 3
     assert direct.front.refusals, "one for the warming and one for the request, but no retry"
     assert text in caplog.text
 
@@ -221,6 +227,20 @@ def test_unavailable_database_is_500_until_back(neon: Neon, caplog: pytest.LogCa
     neon.resume()
     assert alice.tasks() == [task]
     assert alice.client.get("/health/ready").status_code == 200
+
+
+def test_connections_are_opened_when_database_wakes(direct: Neon) -> None:
+    direct.suspend()
+    direct.front.wake = None
+    direct.serve(pool_size=3)
+    failed = direct.front.connections
+    while direct.front.connections < failed + 2:  # attempts, without a request
+        time.sleep(0.01)
+    direct.resume()
+
+    end = deadline()
+    while sql(direct.direct_url, CONNECTED) != [{"count": 3}]:
+        assert time.monotonic() < end
 
 
 def test_service_started_before_database_becomes_ready(neon: Neon) -> None:
