@@ -35,7 +35,7 @@ EXPLAINED = (
     "DiskFull",
     "read-only transaction",
     "prepared statement",
-    "no connection became free",
+    "no connection could be opened",
 )
 # The error of a full disk, without filling one.
 DISK_FULL = """
