@@ -60,29 +60,32 @@ class Connector:
 
     async def open_socket(self, host: str, port: int) -> socket.socket:
         """Connect a socket to the first address of a host that answers; raise `OSError`."""
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         found.sort(key=lambda info: info[4] != self._address)
         failure: OSError
         for family, kind, protocol, _, address in found:
-            opened = socket.socket(family, kind, protocol)
             try:
-                opened.settimeout(0)
-                opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                for option, value in _OPTIONS:
-                    opened.setsockopt(socket.IPPROTO_TCP, option, value)
                 async with asyncio.timeout(ADDRESS_SECONDS if len(found) > 1 else None):
-                    await loop.sock_connect(opened, address)
+                    opened = await _connected(socket.socket(family, kind, protocol), address)
             except OSError as error:
-                opened.close()
                 failure = error
-            except BaseException:
-                opened.close()
-                raise
             else:
                 self._address = address
                 return opened
         raise failure
+
+
+async def _connected(opened: socket.socket, address: Any) -> socket.socket:  # noqa: ANN401  # its form is the family's
+    try:
+        opened.settimeout(0)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _OPTIONS:
+            opened.setsockopt(socket.IPPROTO_TCP, option, value)
+        await asyncio.get_running_loop().sock_connect(opened, address)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
 
 
 class _Loop:

@@ -97,6 +97,18 @@ def test_unresponsive_address_does_not_block_next(direct: Neon, monkeypatch: pyt
         assert time.monotonic() - started < 1, "the address that answered last is the first to be tried"
 
 
+def test_unsupported_address_family_is_skipped(direct: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
+    look_up = socket.getaddrinfo
+
+    def unsupported_first(*args: Any, **options: Any) -> Any:
+        found = look_up(*args, **options)
+        return [(socket.AF_APPLETALK, *info[1:]) for info in found] + found  # as IPv6 where the system has none
+
+    monkeypatch.setattr(socket, "getaddrinfo", unsupported_first)
+
+    assert direct.serve(pool_size=1)().create()
+
+
 def test_wrong_server_role_is_unavailable(direct: Neon) -> None:
     direct.url += "?target_session_attrs=standby"
     alice = direct.serve(wake_seconds=0.5)()
