@@ -67,10 +67,9 @@ def _tags(headers: Headers, name: bytes) -> list[str] | None:
     Tags are returned as the service sent them, although compressing proxies change them to `W/"…"` (nginx, Cloudflare)
     or `"…-gzip"` (Apache). A tag identifies a version, not its bytes, so it is the same in every encoding.
     """
-    lines = [value for key, value in headers.raw if key == name]
-    if not lines:
+    if name not in dict(headers.raw):
         return None
-    value = b",".join(lines).decode("latin-1")
+    value = b",".join([value for key, value in headers.raw if key == name]).decode("latin-1")
     if value.strip(" \t") == ANY:
         return [ANY]
     return (

@@ -5,7 +5,7 @@ requests that are served.
 """
 
 import asyncio
-from collections import Counter
+import time
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from todo_api.database import Database
 from todo_api.error_handlers import api_response
 from todo_api.errors import Busy
-from todo_api.middleware import API_HEADERS, CORS, request_id
+from todo_api.middleware import CORS, common_headers
 
 # The limit of requests in flight, but at least `LEAST_IN_FLIGHT`. A higher one adds latency, and no throughput.
 IN_FLIGHT_PER_CONNECTION = 6
@@ -39,10 +39,10 @@ class Door:
         self.app = app
         refusal = api_response(Busy())
         self._body = bytes(refusal.body)
-        self._headers = [*refusal.raw_headers, *API_HEADERS]
+        self._headers = refusal.raw_headers
         self._refuse = CORS(self._send_refusal, **cors_options)
         self._in_flight = self._delayed = 0
-        self._by_owner = Counter[str]()
+        self._by_owner: dict[str, int] = {}
         # When the limit was exceeded: the first time in this overload, and the last time.
         self._overloaded_since = self._overloaded_at = -CALM_SECONDS
 
@@ -55,18 +55,19 @@ class Door:
         database: Database = scope["app"].state.database
         if self._exceeds_limit(owner, database) or database.would_refuse(owner):
             database.refusals.record("door")
-            if 2 * self._by_owner[owner] > self._in_flight and self._delayed < MOST_DELAYED:
+            if 2 * self._by_owner.get(owner, 0) > self._in_flight and self._delayed < MOST_DELAYED:
                 await self._delay()
             await self._refuse(scope, receive, send)
             return
         self._in_flight += 1
-        self._by_owner[owner] += 1
+        self._by_owner[owner] = self._by_owner.get(owner, 0) + 1
         try:
             await self.app(scope, receive, send)
         finally:
             self._in_flight -= 1
-            self._by_owner[owner] -= 1
-            if not self._by_owner[owner]:
+            if self._by_owner[owner] > 1:
+                self._by_owner[owner] -= 1
+            else:
                 del self._by_owner[owner]
 
     def _exceeds_limit(self, owner: str, database: Database) -> bool:
@@ -75,14 +76,14 @@ class Door:
             return False
         if self._in_flight >= MOST_IN_FLIGHT:
             return True
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         if now - self._overloaded_at > CALM_SECONDS:
             self._overloaded_since = now
         self._overloaded_at = now
         if database.is_unavailable or now - self._overloaded_since < BURST_SECONDS:
             return False
         # Exempt an owner with, including this one, at most half of the average number of requests per owner.
-        return 2 * (self._by_owner[owner] + 1) * len(self._by_owner) > self._in_flight
+        return 2 * (self._by_owner.get(owner, 0) + 1) * len(self._by_owner) > self._in_flight
 
     async def _delay(self) -> None:
         self._delayed += 1
@@ -92,7 +93,7 @@ class Door:
             self._delayed -= 1
 
     async def _send_refusal(self, scope: Scope, _: Receive, send: Send) -> None:
-        headers = [*self._headers, (b"x-request-id", request_id(scope))]
+        headers = [*self._headers, *common_headers(scope)]
         await send({"type": "http.response.start", "status": Busy.status, "headers": headers})
         await send({"type": "http.response.body", "body": self._body})
 

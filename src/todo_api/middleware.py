@@ -24,21 +24,29 @@ logger = logging.getLogger(__name__)
 _VALID_ID = re.compile(b"[A-Za-z0-9._-]{1,128}")
 _METHODS = frozenset(HTTPMethod)
 _LINE = "%(method)s %(route)s %(status)d %(duration_ms).1f ms"
-API_HEADERS = [
-    (b"cache-control", b"private, no-cache"),
-    (b"x-content-type-options", b"nosniff"),
-    (b"vary", b"Authorization"),
-]
+_API_HEADERS = [(b"cache-control", b"private, no-cache"), (b"x-content-type-options", b"nosniff")]
+# By whether the path is the API's, and whether the request has an `Origin`, to which `CORS` adds `Vary: Origin`.
+_COMMON_HEADERS = {
+    (True, False): [*_API_HEADERS, (b"vary", b"Authorization, Origin")],
+    (True, True): [*_API_HEADERS, (b"vary", b"Authorization")],
+    (False, False): [(b"vary", b"Origin")],
+    (False, True): [],
+}
 # How long the application's shutdown waits for requests that the server cancelled, so that their statements end too.
 DRAIN_SECONDS = 3.0
 # The message with which uvicorn cancels requests at the end of `--timeout-graceful-shutdown`.
 _GRACE_PERIOD_OVER = "Task cancelled, timeout graceful shutdown exceeded"
 
 
-def request_id(scope: Scope) -> bytes:
-    """Return the request's id: that of the client, if it is valid, or a new one."""
-    identifier: bytes = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-    return identifier if _VALID_ID.fullmatch(identifier) else b"%032x" % random.getrandbits(128)
+def common_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
+    """Return the headers of any response to this request; the first is its id, the client's or else a new one."""
+    headers = dict(scope["headers"])
+    identifier = headers.get(b"x-request-id", b"")
+    if not _VALID_ID.fullmatch(identifier):
+        identifier = b"%032x" % random.getrandbits(128)
+    prefix = _api_prefix(scope) if scope.get("root_path") else "/api/"
+    is_api, has_origin = scope["path"].startswith(prefix), b"origin" in headers
+    return [(b"x-request-id", identifier), *_COMMON_HEADERS[is_api, has_origin]]
 
 
 class RequestLog:
@@ -57,12 +65,8 @@ class RequestLog:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        identifier = request_id(scope)
-        logs.request_id.set(identifier.decode())
-        more_headers = [(b"x-request-id", identifier)]
-        prefix = _api_prefix(scope) if scope.get("root_path") else "/api/"
-        if scope["path"].startswith(prefix):
-            more_headers += API_HEADERS
+        more_headers = common_headers(scope)
+        logs.request_id.set(more_headers[0][1].decode())
         status = 0  # logged if the client disconnected before a response
 
         def send_with_headers(message: Message) -> Awaitable[None]:
@@ -102,20 +106,14 @@ def _api_prefix(scope: Scope) -> str:
 
 
 class CORS(CORSMiddleware):
-    """Starlette's CORS, where only the origin refuses a preflight, and a fast path for requests without `Origin`."""
+    """Starlette's CORS, where only the origin refuses a preflight, and requests without `Origin` are not touched."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
-        if scope["type"] != "http" or any(name == b"origin" for name, _ in scope["headers"]):
+        if scope["type"] == "http" and b"origin" in dict(scope["headers"]):
             await super().__call__(scope, receive, send)
-            return
-
-        def send_with_vary(message: Message) -> Awaitable[None]:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"vary", b"Origin")]
-            return send(message)
-
-        await self.app(scope, receive, send_with_vary)
+        else:
+            await self.app(scope, receive, send)
 
     def preflight_response(self, request_headers: Headers) -> Response:
         """Answer a preflight, which needs no authentication."""
@@ -141,25 +139,9 @@ class CrashGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
-        if scope["type"] == "http":
-            self._requests += 1
-            try:
-                await self._serve(scope, receive, send)
-            finally:
-                self._requests -= 1
-        else:
+        if scope["type"] != "http":
             await self.app(scope, partial(self._receive_when_drained, receive), send)
-
-    async def _receive_when_drained(self, receive: Receive) -> Message:
-        message = await receive()
-        if message["type"] == "lifespan.shutdown":
-            deadline = time.monotonic() + DRAIN_SECONDS
-            # Not an `asyncio.Event`, which belongs to one event loop: requests may run on others.
-            while self._requests and time.monotonic() < deadline:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-        return message
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+            return
         started = left = False
 
         async def watched_receive() -> Message:
@@ -173,6 +155,7 @@ class CrashGuard:
             started = True
             return send(message)
 
+        self._requests += 1
         try:
             await self.app(scope, watched_receive, watched_send)
         except GeneratorExit:  # the coroutine is being closed, and can await nothing any more
@@ -180,15 +163,28 @@ class CrashGuard:
         except BaseException as error:
             if isinstance(error, ClientDisconnect) and (started or left):
                 return
-            if started:
+            if started or not await _answer(error, scope, receive, send):
                 raise
-            task = asyncio.current_task()
-            if not isinstance(error, asyncio.CancelledError) or not task or not task.cancelling():
-                await last_response(error)(scope, receive, send)
-                if not isinstance(error, Exception):
-                    raise
-            elif _GRACE_PERIOD_OVER in error.args:
-                # Not re-raised: the server would only log it as a crash.
-                await shutdown_response()(scope, receive, send)
-            else:
-                raise
+        finally:
+            self._requests -= 1
+
+    async def _receive_when_drained(self, receive: Receive) -> Message:
+        message = await receive()
+        if message["type"] == "lifespan.shutdown":
+            deadline = time.monotonic() + DRAIN_SECONDS
+            # Not an `asyncio.Event`, which belongs to one event loop: requests may run on others.
+            while self._requests and time.monotonic() < deadline:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        return message
+
+
+async def _answer(error: BaseException, scope: Scope, receive: Receive, send: Send) -> bool:
+    """Answer a request that crashed or was cancelled; return False if the error still has to be raised."""
+    task = asyncio.current_task()
+    if not isinstance(error, asyncio.CancelledError) or not task or not task.cancelling():
+        await last_response(error)(scope, receive, send)
+        return isinstance(error, Exception)
+    if _GRACE_PERIOD_OVER not in error.args:
+        return False
+    await shutdown_response()(scope, receive, send)
+    return True  # raised, the server would only log it as a crash

@@ -1,11 +1,13 @@
 """The contents and format of log lines, and what must never be logged."""
 
+import asyncio
+import io
 import json
 import logging
 import math
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,93 @@ def test_every_value_becomes_ascii_json(value: object, logged: object) -> None:
 
 def test_text_formatter_shows_level_and_message() -> None:
     assert logs.TextFormatter().format(record("%d tasks", (3,))) == "WARNING 3 tasks [-]"
+
+
+class Stream(io.StringIO):
+    """A text stream that counts the writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes = 0
+
+    def write(self, text: str) -> int:
+        self.writes += 1
+        return super().write(text)
+
+
+@pytest.fixture
+def batches() -> Iterator[tuple[logging.Logger, Stream]]:
+    """A logger whose records go to a stream in batches, and the stream."""
+    handler = logs.BatchHandler()
+    stream = Stream()
+    handler.setStream(stream)
+    handler.setFormatter(logs.TextFormatter())
+    logger = logging.Logger("batches")  # noqa: LOG001  # one that no other test knows
+    logger.addHandler(handler)
+    yield logger, stream
+    handler.close()
+
+
+def test_records_of_one_iteration_are_written_together(batches: tuple[logging.Logger, Stream]) -> None:
+    logger, stream = batches
+
+    async def request(number: int) -> None:
+        logs.request_id.set(f"id-{number}")
+        logger.info("request %d", number)
+
+    async def requests() -> None:
+        await asyncio.gather(*map(request, range(3)))
+        await asyncio.sleep(0)
+
+    asyncio.run(requests())
+    assert stream.getvalue() == "".join(f"INFO request {number} [id-{number}]\n" for number in range(3))
+    assert stream.writes == 1
+
+
+def test_warning_is_written_at_once_and_in_order(batches: tuple[logging.Logger, Stream]) -> None:
+    logger, stream = batches
+
+    async def warn() -> str:
+        logger.info("first")
+        assert stream.getvalue() == ""
+        logger.warning("second")
+        return stream.getvalue()
+
+    assert asyncio.run(warn()) == "INFO first [-]\nWARNING second [-]\n"
+    logger.info("without an event loop")
+    assert stream.getvalue().endswith("\nINFO without an event loop [-]\n")
+
+
+def test_records_of_a_closed_event_loop_are_kept(batches: tuple[logging.Logger, Stream]) -> None:
+    logger, stream = batches
+    loop = asyncio.new_event_loop()
+    loop.call_soon(loop.stop)
+    loop.call_soon(logger.info, "first")
+    loop.run_forever()
+    loop.close()
+    assert stream.getvalue() == ""
+
+    async def second() -> None:
+        logger.info("second")
+        await asyncio.sleep(0)
+
+    asyncio.run(second())
+    assert stream.getvalue() == "INFO first [-]\nINFO second [-]\n"
+
+
+def test_record_that_cannot_be_formatted_loses_no_other(
+    batches: tuple[logging.Logger, Stream], capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger, stream = batches
+
+    async def log() -> None:
+        logger.info("first")
+        logger.info("%d", "no number")
+        logger.info("third")
+
+    asyncio.run(log())
+    assert stream.getvalue() == "INFO first [-]\nINFO third [-]\n"
+    assert "--- Logging error ---" in capsys.readouterr().err
 
 
 def test_configure_keeps_existing_log_handlers() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 
@@ -110,14 +111,14 @@ class Connections:
 
     def would_refuse(self, owner: object) -> bool:
         """Tell whether `acquire` would raise `Busy` for this owner."""
-        return bool(self._waiting) and self._waiting.would_refuse(owner, self._now())
+        return bool(self._waiting) and self._waiting.would_refuse(owner, time.monotonic())
 
     def take(self) -> Connection | None:
         """Return an idle connection that was used recently enough to need no probe, if there is one."""
         self._use_running_loop()
         if self._idle:
             connection = self._idle[-1]
-            if self._now() < connection.fresh_until and not connection.driver.is_closed():
+            if time.monotonic() < connection.fresh_until and not connection.driver.is_closed():
                 return self._idle.pop()
         return None
 
@@ -133,13 +134,13 @@ class Connections:
         """
         while self._idle:
             connection = self._idle.pop()
-            if connection.driver.is_closed() or self._now() >= connection.retire_at:
+            if connection.driver.is_closed() or time.monotonic() >= connection.retire_at:
                 self.drop(connection)
-            elif self._now() < connection.fresh_until or await self._answers(connection):
+            elif time.monotonic() < connection.fresh_until or await self._answers(connection):
                 return connection
         if not self._ticking:
             self._ticking = asyncio.get_running_loop().call_later(TICK_SECONDS, self._tick)
-        joined = self._now()
+        joined = time.monotonic()
         (self._waiting.join_with_priority if first else self._waiting.join)(waiter, joined)
         self._open_more()
         try:
@@ -154,14 +155,14 @@ class Connections:
             if waiter.interrupting:
                 waiter.interrupting.cancel()
             if self.record_wait:
-                self.record_wait(self._now() - joined)
+                self.record_wait(time.monotonic() - joined)
 
     def _tick(self) -> None:
         """Check the waiting requests periodically, while there are any."""
         self._ticking = None
         if not self._waiting:
             return
-        now = self._now()
+        now = time.monotonic()
         if self._open:
             self._waiting.expire(now)
         else:
@@ -185,7 +186,7 @@ class Connections:
         try:
             await connection.driver.execute("SELECT 1", timeout=PROBE_SECONDS)
         except DRIVER_ERRORS:
-            now = self._now()
+            now = time.monotonic()
             for other in [connection, *(other for other in self._idle if other.fresh_until <= now)]:
                 self.drop(other)
             self._idle = [other for other in self._idle if other in self._open]
@@ -197,7 +198,7 @@ class Connections:
 
     def release(self, connection: Connection) -> None:
         """Return a connection to the pool, for the next waiting request or as idle."""
-        now = self._now()
+        now = time.monotonic()
         if now < connection.retire_at and connection in self._open:  # otherwise it belongs to a previous event loop
             connection.fresh_until = min(now + REST_SECONDS, connection.retire_at)
             self._offer(connection)
@@ -257,7 +258,7 @@ class Connections:
         """
         self._use_running_loop()
         self.queries = tuple(queries)
-        until = self._now() + self._wake_seconds
+        until = time.monotonic() + self._wake_seconds
         self._is_filling = True
         # One first: if the pooler does not track prepared statements, preparing them on a second connection fails.
         await self._start_opening(until)
@@ -266,14 +267,14 @@ class Connections:
         await asyncio.gather(*self._openings)
         self._is_filling = False
         if self._open:
-            self._waiting.resume(self._now())
+            self._waiting.resume(time.monotonic())
         if self._failure:
             raise self._failure
 
     async def connect(self) -> Connection:
         """Open a connection outside of the pool; raise one of `CONNECT_ERRORS`."""
         driver = await self._connector.connect(statement_seconds=STATEMENT_SECONDS)
-        return Connection(driver, self._now())
+        return Connection(driver, time.monotonic())
 
     def _has_room(self) -> bool:
         return len(self._open) + self._opening + self._closing < self.limit
@@ -305,14 +306,14 @@ class Connections:
                     self._note_failure(error)
                     is_last = self._opening == 1
                     may_pass = self._open or while_connecting(error) is Meaning.AWAY
-                    if not (is_last and may_pass and (self._waiting or self._now() < until)):
+                    if not (is_last and may_pass and (self._waiting or time.monotonic() < until)):
                         return
                 await asyncio.sleep(pause(tries))
                 tries += 1
             self._failure = None
             self._open.add(connection)
             if not self._is_filling:
-                self._waiting.resume(self._now())
+                self._waiting.resume(time.monotonic())
             self._offer(connection)
         finally:
             self._opening -= 1
@@ -344,7 +345,7 @@ class Connections:
             return
         self._failure = error
         lasting = while_connecting(error) is Meaning.LASTING
-        self._fail_waiting(error, self._now() - (0 if lasting else self._wake_seconds))
+        self._fail_waiting(error, time.monotonic() - (0 if lasting else self._wake_seconds))
 
     def note_untracked(self) -> None:
         """Log, once, that the pooler before the database does not track prepared statements."""
@@ -354,10 +355,6 @@ class Connections:
                 "(PgBouncer 1.21 or later), or connect without a pooler"
             )
         self.untracked = True
-
-    def _now(self) -> float:
-        assert self._loop
-        return self._loop.time()
 
     async def close(self) -> None:
         """Close every connection; wait only for statements that are being cancelled, at most `HANG_UP_SECONDS`."""

@@ -27,11 +27,12 @@ class Query:
         self.text = str(compiled)
         self.name = f"todo_{sha256(self.text.encode()).hexdigest()[:40]}"
         self.is_read = isinstance(statement, Select) and not any(_writes(part) for part in visitors.iterate(statement))
-        self._parameters = [(name, compiled.params[name]) for name in compiled.positiontup or []]
+        self._names = compiled.positiontup or []
+        self._values = [compiled.params[name] for name in self._names]
 
     def arguments(self, parameters: Mapping[str, object]) -> list[object]:
         """Put the parameters in order; a missing one gets its value in the statement, or null."""
-        return [parameters.get(name, value) for name, value in self._parameters]
+        return [*map(parameters.get, self._names, self._values)]
 
 
 def _writes(part: object) -> bool:

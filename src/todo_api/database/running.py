@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
@@ -66,7 +67,7 @@ class Database:
         """
         query = as_query(statement)
         arguments = query.arguments(parameters)
-        since = asyncio.get_running_loop().time()
+        since = time.monotonic()
         tries = 0
         connection = self._connections.take()
         while True:
@@ -114,7 +115,7 @@ class Database:
         return Meaning.NOT_RUN if meaning is Meaning.UNKNOWN and not sent else meaning
 
     def _runs_again(self, meaning: Meaning, since: float, tries: int, *, is_read: bool) -> bool:
-        in_time = asyncio.get_running_loop().time() < since + max(self._wake_seconds, REPLACE_SECONDS)
+        in_time = time.monotonic() < since + max(self._wake_seconds, REPLACE_SECONDS)
         if meaning in (Meaning.ROLLED_BACK, Meaning.READ_ONLY):
             return in_time and tries < TRIES
         return in_time and (meaning is Meaning.NOT_RUN or (meaning is Meaning.UNKNOWN and is_read))

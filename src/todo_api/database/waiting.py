@@ -5,6 +5,7 @@ length: the time that a new request is expected to wait, at the current rate of 
 """
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -32,13 +33,13 @@ Interrupt = Callable[[], Awaitable[Never]]
 
 @dataclass(eq=False)
 class Waiter:
-    """A request for a connection; `since` is when it began to wait, on the loop's clock.
+    """A request for a connection; `since` is when it began to wait.
 
     `MOST_SECONDS` limits its wait from `limited_from` on, which is infinite while the database is unavailable.
     """
 
     owner: object
-    since: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+    since: float = field(default_factory=time.monotonic)
     interrupt: Interrupt | None = None
     interrupting: "asyncio.Task[None] | None" = None
     limited_from: float = 0.0
