@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from tests.support.front import Front
+from tests.support.proxy import FaultProxy
 
 from benchmarks import report
 from benchmarks.database import USERS, BenchmarkDatabase, benchmark_database
@@ -95,10 +95,10 @@ def start_up(database_url: str) -> dict[str, float]:
 def round_trips(database: BenchmarkDatabase) -> dict[str, dict[str, float]]:
     """Count each operation's round trips to PostgreSQL, after every connection has prepared its statements."""
     trips: dict[str, dict[str, float]] = {}
-    with Front(database.socket) as front:
+    with FaultProxy(database.socket) as proxy:
         for name in APPLICATIONS:
             with (
-                service(name, database.url_through(front.port)) as running,
+                service(name, database.url_through(proxy.port)) as running,
                 httpx2.Client(base_url=running.url) as client,
             ):
                 trips[name] = {}
@@ -106,9 +106,9 @@ def round_trips(database: BenchmarkDatabase) -> dict[str, dict[str, float]]:
                     to_delete = database.add_tasks_to_delete(60)
                     counts = []
                     for number in range(60):
-                        before = front.trips
+                        before = proxy.round_trips
                         ask(client, operation, to_delete + number)
-                        counts.append(front.trips - before)
+                        counts.append(proxy.round_trips - before)
                     trips[name][operation] = statistics.mean(counts[-20:])
     return trips
 

@@ -143,7 +143,7 @@ def growth(result: dict[str, Any]) -> str:
         ),
     )
     clients = result["clients"]
-    crowd = table(
+    clients = table(
         ("clients", *(f"{name}, requests/s" for name in clients), *(f"{name}, p99 ms" for name in clients)),
         (
             (number, *(f"{clients[name][number]['rate']:.0f}" for name in clients),
@@ -158,7 +158,7 @@ def growth(result: dict[str, Any]) -> str:
         f"![p50 by the size of the table](performance/sizes.svg)\n\n"
         f"### Long lists\n\nThe other user has 4 clients reading single tasks; quiet, their p99 is {quiet:.1f} ms.\n\n"
         f"{long}\n![Lists by their length](performance/lists.svg)\n\n"
-        f"### More clients, more workers\n\nReads of a single task.\n\n{crowd}\n"
+        f"### More clients, more workers\n\nReads of a single task.\n\n{clients}\n"
         f"![Throughput by clients](performance/clients.svg)\n"
     )
 

@@ -1,7 +1,7 @@
 import pytest
 
 from tests.support.api import CheckedClient, Person, error
-from tests.support.crowd import crowd
+from tests.support.threads import thread_pool
 
 
 def test_complete_requires_authentication(client: CheckedClient, alice: Person) -> None:
@@ -54,7 +54,7 @@ def test_repeated_complete_changes_nothing(alice: Person) -> None:
 def test_parallel_completes_change_it_once(alice: Person) -> None:
     task = alice.create()
 
-    with crowd(16) as threads:
+    with thread_pool(16) as threads:
         answers = list(threads.map(lambda _: alice.ask("PATCH", f"/{task['id']}/complete"), range(64)))
 
     assert {answer.status_code for answer in answers} == {200}

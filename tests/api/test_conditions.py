@@ -8,8 +8,8 @@ import httpx2
 import pytest
 
 from tests.support.api import CheckedClient, Person, error
-from tests.support.crowd import crowd
 from tests.support.postgres import locked, sql, waiting_backend
+from tests.support.threads import thread_pool
 
 CHANGED = error("Task was changed by another request")
 NO_TASK = error("Task not found")
@@ -324,7 +324,7 @@ def test_hostile_etag_list_is_parsed_quickly(alice: Person, value: str) -> None:
 def test_one_of_sixteen_conditional_writers_succeeds(alice: Person, write: tuple[str, str, Any]) -> None:
     method, end, body = write
     refused = 412 if method == "PUT" else 404
-    with crowd(16) as threads:
+    with thread_pool(16) as threads:
         for _ in range(20):
             path = f"/{alice.create()['id']}"
             headers = {"If-Match": tag_of(alice, path)}
@@ -345,7 +345,7 @@ def test_retrying_after_412_loses_no_update(alice: Person) -> None:
             if alice.ask("PUT", path, json=body, headers={"If-Match": task.headers["etag"]}).status_code == 200:
                 return
 
-    with crowd(8) as threads:
+    with thread_pool(8) as threads:
         list(threads.map(count_up, range(40)))
 
     assert alice.ask("GET", path).json()["title"] == "40"
@@ -366,7 +366,7 @@ def test_conditional_write_sees_concurrent_commit(
     task_id = alice.create()["id"]
     headers = {"If-Match": tag_of(alice, f"/{task_id}"), "If-None-Match": '"other"'}
 
-    with crowd(1) as threads, locked(alice.database_url, meanwhile.replace("{id}", str(task_id))):
+    with thread_pool(1) as threads, locked(alice.database_url, meanwhile.replace("{id}", str(task_id))):
         answer = threads.submit(alice.ask, method, f"/{task_id}{end}", json=body, headers=headers)
         waiting_backend(alice.database_url)
 

@@ -10,8 +10,8 @@ import pytest
 from starlette.types import Message
 
 from tests.support.api import JSON, BearerIsIdentity, CheckedClient, Person, error
-from tests.support.crowd import crowd
 from tests.support.postgres import locked, sql, waiting_backend
+from tests.support.threads import thread_pool
 from todo_api.main import create_app
 from todo_api.settings import Settings
 from todo_api.tasks import fingerprint
@@ -167,7 +167,7 @@ def test_replay_waits_for_concurrent_create(alice: Person) -> None:
     theirs = f"""INSERT INTO tasks (user_id, title, idempotency_key, idempotency_fingerprint)
         VALUES ('{alice.id}', 'x', 'k', sha256('["x", null]'))"""
 
-    with crowd(1) as threads:
+    with thread_pool(1) as threads:
         with locked(alice.database_url, theirs):
             answer = threads.submit(create, alice, "k", title="x")
             waiting_backend(alice.database_url)
@@ -225,7 +225,7 @@ def test_keyed_create_under_stricter_isolation(settings: Settings, alice: Person
     name = sql(alice.database_url, "SELECT current_database() AS name")[0]["name"]
     sql(alice.database_url, f"ALTER DATABASE {name} SET default_transaction_isolation TO '{isolation}'")
     try:
-        with CheckedClient(create_app(settings, BearerIsIdentity())) as client, crowd(8) as threads:
+        with CheckedClient(create_app(settings, BearerIsIdentity())) as client, thread_pool(8) as threads:
             alice.client = client
             for n in range(10):
                 answers = list(threads.map(lambda n: create(alice, f"{n}"), [n] * 8))

@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 
 from tests.support.api import BearerIsIdentity, CheckedClient, Person
-from tests.support.crowd import crowd
 from tests.support.postgres import locked, sql, waiting_backend
+from tests.support.threads import thread_pool
 from todo_api.main import create_app
 from todo_api.settings import Settings
 
@@ -22,7 +22,7 @@ def test_concurrent_writes_never_crash(alice: Person) -> None:
         ]
         return [answer.status_code for answer in threads.map(lambda request: request(), requests)]
 
-    with crowd(8) as threads:
+    with thread_pool(8) as threads:
         for _ in range(30):
             answers = race(alice.create()["id"])
 
@@ -32,7 +32,7 @@ def test_concurrent_writes_never_crash(alice: Person) -> None:
 
 
 def test_concurrent_updates_of_different_fields_apply(alice: Person) -> None:
-    with crowd(3) as threads:
+    with thread_pool(3) as threads:
         for n in range(30):
             task_id = alice.create()["id"]
             changes = [{"title": f"title {n}"}, {"description": f"description {n}"}, {"status": "complete"}]
@@ -51,7 +51,7 @@ def test_concurrent_updates_of_different_fields_apply(alice: Person) -> None:
 def test_every_update_gets_own_updated_at(alice: Person) -> None:
     task_id = alice.create()["id"]
 
-    with crowd(16) as threads:
+    with thread_pool(16) as threads:
         answers = list(threads.map(lambda _: alice.ask("PUT", f"/{task_id}", json={"title": "same"}), range(100)))
 
     assert len({answer.json()["updated_at"] for answer in answers}) == 100
@@ -59,7 +59,7 @@ def test_every_update_gets_own_updated_at(alice: Person) -> None:
 
 @pytest.mark.parametrize("rounds", [20])
 def test_complete_during_updates_returns_complete(alice: Person, rounds: int) -> None:
-    with crowd(8) as threads:
+    with thread_pool(8) as threads:
         for _ in range(rounds):
             task_id = alice.create()["id"]
             updates = [threads.submit(alice.ask, "PUT", f"/{task_id}", json={"title": "x"}) for _ in range(4)]
@@ -74,7 +74,7 @@ def test_update_under_stricter_isolation(settings: Settings, alice: Person, isol
     name = sql(alice.database_url, "SELECT current_database() AS name")[0]["name"]
     sql(alice.database_url, f"ALTER DATABASE {name} SET default_transaction_isolation TO '{isolation}'")
     try:
-        with CheckedClient(create_app(settings, BearerIsIdentity())) as client, crowd(1) as threads:
+        with CheckedClient(create_app(settings, BearerIsIdentity())) as client, thread_pool(1) as threads:
             alice.client = client
             task_id = alice.create()["id"]
             with locked(alice.database_url, f"UPDATE tasks SET title = 'theirs' WHERE id = {task_id}"):
@@ -94,14 +94,14 @@ def test_concurrent_users_see_only_own_tasks(alice: Person, bob: Person) -> None
             assert person.ask("PATCH", f"/{task['id']}/complete").json()["user_id"] == person.id
         return [task["title"] for task in person.tasks()]
 
-    with crowd(2) as threads:
+    with thread_pool(2) as threads:
         titles = list(threads.map(use_tasks, (alice, bob)))
 
     assert titles == [[f"{person.id} {n}" for n in range(24, -1, -1)] for person in (alice, bob)]
 
 
 def test_requests_queue_for_pool_connections(alice: Person) -> None:
-    with crowd(40) as threads:
+    with thread_pool(40) as threads:
         answers = Counter(threads.map(lambda _: alice.ask("GET").status_code, range(200)))
 
     assert answers == {200: 200}

@@ -16,9 +16,9 @@ from starlette.testclient import TestClient
 from starlette.types import Message, Scope
 
 from tests.support.api import BearerIsIdentity, CheckedClient, Person, error, on_one_connection
-from tests.support.crowd import crowd
 from tests.support.patience import deadline
 from tests.support.postgres import locked, sql, waiting_backend
+from tests.support.threads import thread_pool
 from todo_api.main import create_app
 from todo_api.settings import Settings
 
@@ -32,7 +32,7 @@ def alice(settings: Settings, alice: Person) -> Iterator[Person]:
 @contextmanager
 def waiting_create(alice: Person) -> Iterator[tuple[int, Future[httpx2.Response]]]:
     """Send a create that is blocked in the database; yield its backend's process id and the future response."""
-    with crowd(1) as threads, locked(alice.database_url):
+    with thread_pool(1) as threads, locked(alice.database_url):
         answer = threads.submit(alice.ask, "POST", json={"title": "x"})
         yield waiting_backend(alice.database_url), answer
 
@@ -69,7 +69,7 @@ def test_connections_stay_within_pool_size(settings: Settings, alice: Person) ->
     before = sql(alice.database_url, mine)[0]["count"]
     with (
         CheckedClient(create_app(settings.model_copy(update={"pool_size": 3}), BearerIsIdentity())) as client,
-        crowd(20) as threads,
+        thread_pool(20) as threads,
     ):
         alice.client = client
         assert {answer.status_code for answer in threads.map(lambda _: alice.ask("GET"), range(200))} == {200}

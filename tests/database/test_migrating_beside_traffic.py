@@ -15,9 +15,9 @@ from starlette.testclient import TestClient
 
 from tests.database.test_migrations import config_for
 from tests.support.api import new_account
-from tests.support.crowd import crowd
 from tests.support.postgres import locked, settings_for, sql, waiting_backend
 from tests.support.serving import BIN, process
+from tests.support.threads import thread_pool
 from todo_api.errors import MigrationError
 from todo_api.main import create_app
 from todo_api.migrations import migrate
@@ -143,7 +143,7 @@ def readiness(url: str) -> int:
 
 @pytest.mark.parametrize("break_off", ["pg_cancel_backend", "pg_terminate_backend"])
 def test_interrupted_migration_is_unready_until_repeated(filled: str, break_off: str) -> None:
-    with crowd(1) as threads, locked(filled, SNAPSHOT):
+    with thread_pool(1) as threads, locked(filled, SNAPSHOT):
         threads.submit(lambda: sql(filled, f"SELECT {break_off}($1)", waiting_backend(filled)))
         with pytest.raises(MigrationError, match=r"^The database \S.*$"):
             migrate(settings_for(filled))
@@ -183,7 +183,7 @@ def test_migration_gives_up_on_advisory_lock(filled: str, monkeypatch: pytest.Mo
 def test_waiting_migration_blocks_no_index_build(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("todo_api.migrations.ADVISORY_LOCK_SECONDS", 10)
 
-    with crowd(1) as threads:
+    with thread_pool(1) as threads:
         with locked(filled, LOCK):
             migration = threads.submit(migrate, settings_for(filled))
             while not sql(filled, WAITS_FOR_LOCK):
@@ -256,7 +256,7 @@ def test_migration_logs_whose_snapshot_blocks_it(
 ) -> None:
     monkeypatch.setattr("todo_api.migrations.WATCH_SECONDS", 0.1)
 
-    with crowd(1) as threads:
+    with thread_pool(1) as threads:
         with locked(f"{filled}&application_name=report", SNAPSHOT):
             migration = threads.submit(migrate, settings_for(filled))
             while not caplog.messages:

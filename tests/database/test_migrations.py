@@ -17,9 +17,9 @@ from sqlalchemy import CheckConstraint, Column, Engine, Integer, Table, event
 from sqlmodel import SQLModel
 
 from tests.support.api import new_account
-from tests.support.crowd import crowd
 from tests.support.postgres import locked, settings_for, sql
 from tests.support.serving import BIN
+from tests.support.threads import thread_pool
 from todo_api.errors import MigrationError
 from todo_api.migrations import VERSION_TABLE, migrate
 from todo_api.models import Task, User
@@ -205,7 +205,7 @@ def test_two_replicas_may_migrate_concurrently(empty_database: str, tmp_path: Pa
             [BIN / "todo-api", "migrate"], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
         )
 
-    with crowd(2) as threads:
+    with thread_pool(2) as threads:
         runs = list(threads.map(run, range(2)))
 
     assert [(run.returncode, run.stderr) for run in runs] == [(0, "")] * 2

@@ -13,8 +13,8 @@ import httpx2
 import pytest
 
 from tests.support.api import new_account
-from tests.support.front import Front
 from tests.support.postgres import WAITING, locked, sql
+from tests.support.proxy import FaultProxy
 from tests.support.serving import Process, free_port, process, wait_for
 from todo_api.database.connections import STATEMENT_SECONDS
 from todo_api.database.waiting import MOST_SECONDS, WOKEN_SECONDS
@@ -120,14 +120,14 @@ def test_statement_without_response_cut_off_gets_500(database_url: str, tmp_path
     owner = new_account(database_url)
     [directory] = parse_qs(urlsplit(database_url).query)["host"]
     name = urlsplit(database_url).path
-    with Front(f"{directory}/.s.PGSQL.5432") as front:
-        url = f"postgresql://postgres@127.0.0.1:{front.port}{name}"
+    with FaultProxy(f"{directory}/.s.PGSQL.5432") as proxy:
+        url = f"postgresql://postgres@127.0.0.1:{proxy.port}{name}"
         with serve(url, tmp_path, grace=1) as (server, port):
             headers = {"Authorization": f"Bearer {owner}"}
             assert httpx2.get(f"http://127.0.0.1:{port}/api/{owner}/tasks", headers=headers).status_code == 200
-            front.fall_silent()
+            proxy.freeze()
             assert_cut_off(stop_while(server, port, GET, owner), server)
-            front.speak()
+            proxy.unfreeze()
 
 
 def test_documented_grace_period_outlasts_every_request() -> None:

@@ -18,11 +18,11 @@ from pathlib import Path
 import httpx2
 
 from tests.support.api import new_account
-from tests.support.crowd import crowd
-from tests.support.front import Front
 from tests.support.postgres import migrated_database, sql
+from tests.support.proxy import FaultProxy
 from tests.support.servers import PgBouncer, Postgres, find_pgbouncer
 from tests.support.serving import free_port, process, wait_for
+from tests.support.threads import thread_pool
 
 WRITERS = 6
 READERS = 4
@@ -93,10 +93,10 @@ class Soak:
 class Faults:
     """The faults of the database and its pooler."""
 
-    def __init__(self, postgres: Postgres, bouncer: PgBouncer, front: Front) -> None:
+    def __init__(self, postgres: Postgres, bouncer: PgBouncer, proxy: FaultProxy) -> None:
         self.postgres = postgres
         self._bouncer = bouncer
-        self._front = front
+        self._proxy = proxy
         self.count: Counter[str] = Counter()
 
     def inject(self) -> str:
@@ -129,7 +129,7 @@ class Faults:
             self._resume()
             woken.set()
 
-        self._front.wake = wake
+        self._proxy.wake = wake
         woken.wait()
 
     def restart(self) -> None:
@@ -153,11 +153,11 @@ class Faults:
 
     def lose_an_answer(self) -> None:
         """Drop one response on its way to the service."""
-        self._front.lose_next_answer = True
+        self._proxy.drop_next_response = True
 
     def go_half_open(self) -> None:
         """Stop relaying on every connection, without closing them."""
-        self._front.go_half_open()
+        self._proxy.go_half_open()
 
     def fill_the_disk(self) -> None:
         """Let every insert fail for a second as on a full disk."""
@@ -213,14 +213,14 @@ def main() -> int:
         bouncer = PgBouncer(program, postgres, directory)
         bouncer.start()
         stack.callback(bouncer.kill)
-        front = stack.enter_context(Front(bouncer.port))
-        silent = stack.enter_context(Front(bouncer.port))
-        silent.fall_silent()
-        stack.callback(silent.speak)
+        proxy = stack.enter_context(FaultProxy(bouncer.port))
+        silent = stack.enter_context(FaultProxy(bouncer.port))
+        silent.freeze()
+        stack.callback(silent.unfreeze)
         port = free_port()
         environment = {
             # The first host accepts connections and never responds.
-            "DATABASE_URL": f"postgresql://postgres@127.0.0.1:{silent.port},127.0.0.1:{front.port}/todo",
+            "DATABASE_URL": f"postgresql://postgres@127.0.0.1:{silent.port},127.0.0.1:{proxy.port}/todo",
             "AUTH_BACKEND": "tests.support.api:BearerIsIdentity",
             "PYTHONPATH": str(ROOT),
         }
@@ -228,9 +228,9 @@ def main() -> int:
         server = stack.enter_context(process(*command, environment=environment, cwd=directory))
         url = f"http://127.0.0.1:{port}"
         wait_for(url, server)
-        soak, faults = Soak(url, owner), Faults(postgres, bouncer, front)
+        soak, faults = Soak(url, owner), Faults(postgres, bouncer, proxy)
         stack.callback(faults.end)
-        with crowd(WRITERS + READERS) as threads:
+        with thread_pool(WRITERS + READERS) as threads:
             clients = [threads.submit(soak.write, n) for n in range(WRITERS)]
             clients += [threads.submit(soak.read) for _ in range(READERS)]
             end = time.monotonic() + seconds

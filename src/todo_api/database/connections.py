@@ -20,12 +20,14 @@ from todo_api.refusals import Refusals
 logger = logging.getLogger(__name__)
 
 STATEMENT_SECONDS = 8.0  # timeout of a statement, which is then cancelled
-HANG_UP_SECONDS = 2.0  # timeout of cancelling it
+CANCEL_SECONDS = 2.0  # timeout of cancelling it
 TICK_SECONDS = 0.02  # interval of checking the waiting requests
-REST_SECONDS = 5.0  # a connection that was idle for longer is probed before use
+IDLE_SECONDS = 1.0  # a connection that was idle for longer is probed before use
 PROBE_SECONDS = 0.5
-AGE_SECONDS = 600.0  # connections are replaced at about this age, because the host name may resolve to another server
-NEW_SECONDS = 1.0  # a younger connection is not replaced after a failover
+MAX_AGE_SECONDS = (
+    600.0  # connections are replaced at about this age, because the host name may resolve to another server
+)
+MIN_AGE_SECONDS = 1.0  # a younger connection is not replaced after a failover
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # between two attempts
 # What the driver raises if a statement or its connection fails.
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
@@ -43,8 +45,8 @@ class Connection:
         self.driver = driver
         self.prepared: dict[str, PreparedStatement] = {}
         self.opened_at = now
-        self.retire_at = now + AGE_SECONDS * random.uniform(0.8, 1.2)  # noqa: S311  # no secret
-        self.fresh_until = now + REST_SECONDS
+        self.retire_at = now + MAX_AGE_SECONDS * random.uniform(0.8, 1.2)  # noqa: S311  # no secret
+        self.fresh_until = now + IDLE_SECONDS
 
     async def prepare(self, query: Query) -> PreparedStatement:
         """Prepare a statement that is not in `prepared` yet."""
@@ -200,7 +202,7 @@ class Connections:
         """Return a connection to the pool, for the next waiting request or as idle."""
         now = time.monotonic()
         if now < connection.retire_at and connection in self._open:  # otherwise it belongs to a previous event loop
-            connection.fresh_until = min(now + REST_SECONDS, connection.retire_at)
+            connection.fresh_until = min(now + IDLE_SECONDS, connection.retire_at)
             self._offer(connection)
         else:
             self.drop(connection)
@@ -235,7 +237,7 @@ class Connections:
     async def _close(self, connection: Connection) -> None:
         try:
             with suppress(*DRIVER_ERRORS):
-                await connection.driver.close(timeout=HANG_UP_SECONDS)
+                await connection.driver.close(timeout=CANCEL_SECONDS)
         finally:
             self._closing -= 1
             self._open_more()
@@ -246,9 +248,9 @@ class Connections:
             connection.fresh_until = 0
 
     def retire_all(self) -> None:
-        """Replace every connection, but none before it is `NEW_SECONDS` old: a new one would reach the same server."""
+        """Replace every connection, but none before `MIN_AGE_SECONDS`: a new one may reach the same server."""
         for connection in self._open:
-            connection.retire_at = min(connection.retire_at, connection.opened_at + NEW_SECONDS)
+            connection.retire_at = min(connection.retire_at, connection.opened_at + MIN_AGE_SECONDS)
             connection.fresh_until = min(connection.fresh_until, connection.retire_at)
 
     async def fill(self, queries: Iterable[Query]) -> None:
@@ -357,7 +359,7 @@ class Connections:
         self.untracked = True
 
     async def close(self) -> None:
-        """Close every connection; wait only for statements that are being cancelled, at most `HANG_UP_SECONDS`."""
+        """Close every connection; wait only for statements that are being cancelled, at most `CANCEL_SECONDS`."""
         if asyncio.get_running_loop() is self._loop:
             for opening in self._openings:
                 opening.cancel()

@@ -21,7 +21,7 @@ from todo_api.settings import Settings
 logger = logging.getLogger(__name__)
 
 READY_SECONDS = 1.5  # timeout of a readiness check
-GLANCE_SECONDS = 0.5  # part of that for an idle connection, which may be dead
+IDLE_CHECK_SECONDS = 0.5  # part of that for an idle connection, which may be dead
 REPLACE_SECONDS = 1.0  # time to retry on another connection, even if `wake_seconds` is shorter
 TRIES = 8  # retries of a statement that was rolled back, or refused by a server that has become read-only
 
@@ -137,7 +137,7 @@ class Database:
         connections = self._connections
         if not connections.untracked and (idle := connections.take_any()):
             with suppress(*CONNECT_ERRORS):  # the connection may be dead while the database is not
-                async with asyncio.timeout(GLANCE_SECONDS):
+                async with asyncio.timeout(IDLE_CHECK_SECONDS):
                     await self._run_check(idle, query)
                 return
         try:

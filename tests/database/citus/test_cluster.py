@@ -10,9 +10,9 @@ from alembic import command
 from tests.database.test_migrations import config_for
 from tests.support.api import Person, PersonMaker, error
 from tests.support.citus import BACK, CHECK, Cluster
-from tests.support.crowd import crowd
 from tests.support.postgres import sql
 from tests.support.serving import free_port
+from tests.support.threads import thread_pool
 
 PLACEMENT = """
     SELECT shardid, nodeid, nodename, nodeport FROM pg_dist_placement JOIN pg_dist_node USING (groupid)
@@ -73,7 +73,7 @@ def traffic(people: list[Person]) -> Iterator[Traffic]:
         while running.rounds < enough and not all(worker.done() for worker in workers):
             time.sleep(0.01)
 
-    with crowd(len(people)) as threads:
+    with thread_pool(len(people)) as threads:
         workers = [threads.submit(running.run_operations, person) for person in people]
         try:
             complete_rounds()
@@ -161,7 +161,7 @@ def test_dead_worker_fails_only_its_own_users(distributed: Cluster, citizen: Per
     assert others
     update = "SELECT citus_update_node($1, $2, $3)"
 
-    with crowd(len(theirs)) as threads:
+    with thread_pool(len(theirs)) as threads:
         tasks = {person.id: create(person) for person in theirs}
         with traffic(others[:4]) as meanwhile:
             sql(distributed.url, update, dead["nodeid"], "127.0.0.1", free_port())

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.api import BearerIsIdentity, CheckedClient, Person, new_account
-from tests.support.front import Front
 from tests.support.patience import deadline
 from tests.support.postgres import migrated_database, settings_for
+from tests.support.proxy import FaultProxy
 from tests.support.servers import PgBouncer, Postgres, find_pgbouncer
 from todo_api.main import create_app
 
@@ -56,14 +56,14 @@ def bouncer(pgbouncer_program: str, postgres: Postgres, directory: Path) -> Iter
 class Neon:
     """The service in this process, a proxy, PgBouncer unless the endpoint is direct, and PostgreSQL."""
 
-    def __init__(self, postgres: Postgres, bouncer: PgBouncer | None, front: Front) -> None:
+    def __init__(self, postgres: Postgres, bouncer: PgBouncer | None, proxy: FaultProxy) -> None:
         self._stack = ExitStack()
         self._resuming = threading.Lock()
         self.postgres = postgres
         self._bouncer = bouncer
-        self.front = front
+        self.proxy = proxy
         self.direct_url = postgres.url.replace("/postgres?", "/todo?")
-        self.url = f"postgresql://postgres@127.0.0.1:{front.port}/todo"
+        self.url = f"postgresql://postgres@127.0.0.1:{proxy.port}/todo"
 
     @property
     def bouncer(self) -> PgBouncer:
@@ -80,9 +80,9 @@ class Neon:
         """Wait until the connections that the service opens at its start are idle."""
         end = deadline()
         seen = -1
-        while seen != self.front.trips or not seen:
+        while seen != self.proxy.round_trips or not seen:
             assert time.monotonic() < end
-            seen = self.front.trips
+            seen = self.proxy.round_trips
             time.sleep(0.1)
 
     def suspend(self, wake_seconds: float = 0) -> None:
@@ -95,7 +95,7 @@ class Neon:
             time.sleep(wake_seconds)
             self.resume()
 
-        self.front.wake = wake
+        self.proxy.wake = wake
 
     def resume(self) -> None:
         """Start PostgreSQL and PgBouncer unless they run."""
@@ -107,15 +107,15 @@ class Neon:
     def close(self) -> None:
         """Stop the service."""
         self._stack.close()
-        self.front.speak()
+        self.proxy.unfreeze()
 
 
 @pytest.fixture
 def pooled(postgres: Postgres, bouncer: PgBouncer) -> Iterator[Neon]:
     """A database behind PgBouncer, as Neon's pooled endpoint."""
     bouncer.start()
-    with Front(bouncer.port) as front:
-        neon = Neon(postgres, bouncer, front)
+    with FaultProxy(bouncer.port) as proxy:
+        neon = Neon(postgres, bouncer, proxy)
         yield neon
         neon.close()
 
@@ -123,8 +123,8 @@ def pooled(postgres: Postgres, bouncer: PgBouncer) -> Iterator[Neon]:
 @pytest.fixture
 def direct(postgres: Postgres) -> Iterator[Neon]:
     """A database without a pooler, as Neon's direct endpoint."""
-    with Front(str(postgres.directory / ".s.PGSQL.5432")) as front:
-        neon = Neon(postgres, None, front)
+    with FaultProxy(str(postgres.directory / ".s.PGSQL.5432")) as proxy:
+        neon = Neon(postgres, None, proxy)
         yield neon
         neon.close()
 

@@ -10,8 +10,8 @@ import pytest
 
 from tests.database.neon.conftest import Neon
 from tests.support.api import error
-from tests.support.front import Front
 from tests.support.postgres import settings_for
+from tests.support.proxy import FaultProxy
 from todo_api.migrations import migrate
 
 
@@ -37,7 +37,7 @@ def silent_port() -> Iterator[int]:
 
 @pytest.mark.parametrize("order", ["{silent},{good}", "{good},{silent}", "127.0.0.1:1,{silent},{good}"])
 def test_unresponsive_host_does_not_block_next(direct: Neon, silent_port: int, order: str) -> None:
-    hosts = order.format(silent=f"127.0.0.1:{silent_port}", good=f"127.0.0.1:{direct.front.port}")
+    hosts = order.format(silent=f"127.0.0.1:{silent_port}", good=f"127.0.0.1:{direct.proxy.port}")
     direct.url = f"postgresql://postgres@{hosts}/todo?target_session_attrs=read-write"
     alice = direct.serve(pool_size=2)()
 
@@ -50,7 +50,7 @@ def test_unresponsive_host_does_not_block_next(direct: Neon, silent_port: int, o
 
 
 def test_hosts_in_query_parameters_work(direct: Neon, silent_port: int) -> None:
-    ports = f"{silent_port},{direct.front.port}"
+    ports = f"{silent_port},{direct.proxy.port}"
     direct.url = (
         f"postgresql://postgres@/todo?host=127.0.0.1,127.0.0.1&port={ports}&target_session_attrs=prefer-standby"
     )
@@ -59,19 +59,19 @@ def test_hosts_in_query_parameters_work(direct: Neon, silent_port: int) -> None:
 
 
 def test_mute_host_does_not_block_next(direct: Neon) -> None:
-    with Front(direct.front.port) as mute:
-        mute.fall_silent()
-        direct.url = f"postgresql://postgres@127.0.0.1:{mute.port},127.0.0.1:{direct.front.port}/todo"
+    with FaultProxy(direct.proxy.port) as mute:
+        mute.freeze()
+        direct.url = f"postgresql://postgres@127.0.0.1:{mute.port},127.0.0.1:{direct.proxy.port}/todo"
         alice = direct.serve(pool_size=1)()
 
         started = time.monotonic()
         assert alice.create()
         assert time.monotonic() - started < 5
         assert mute.connections == 1
-        direct.front.abort_connections()
+        direct.proxy.abort_connections()
         assert alice.create()
         assert mute.connections == 1, "the host that answered last is the first to be tried"
-        mute.speak()
+        mute.unfreeze()
 
 
 def test_unresponsive_address_does_not_block_next(direct: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,14 +84,14 @@ def test_unresponsive_address_does_not_block_next(direct: Neon, monkeypatch: pyt
 
     monkeypatch.setattr(socket, "getaddrinfo", two_addresses)
     with ExitStack() as stack:
-        silent_listener(stack, "127.0.0.2", direct.front.port)
-        direct.url = f"postgresql://postgres@localhost:{direct.front.port}/todo"
+        silent_listener(stack, "127.0.0.2", direct.proxy.port)
+        direct.url = f"postgresql://postgres@localhost:{direct.proxy.port}/todo"
         alice = direct.serve(pool_size=1)()
 
         started = time.monotonic()
         assert alice.create()
         assert time.monotonic() - started < 3
-        direct.front.abort_connections()
+        direct.proxy.abort_connections()
         started = time.monotonic()
         assert alice.create()
         assert time.monotonic() - started < 1, "the address that answered last is the first to be tried"

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.database.neon.conftest import Neon
-from tests.support.crowd import crowd
 from tests.support.postgres import locked, settings_for, sql, waiting_backend
+from tests.support.threads import thread_pool
 from todo_api.database import Database
 from todo_api.statements import LIST
 
@@ -26,7 +26,7 @@ def test_slow_statement_closes_no_other_connection(direct: Neon, monkeypatch: py
     direct.wait_until_warm()
     before = {row["pid"] for row in sql(direct.direct_url, PIDS)}
 
-    with crowd(2) as threads, locked(direct.direct_url, lock(task["id"])):
+    with thread_pool(2) as threads, locked(direct.direct_url, lock(task["id"])):
         blocked = list(threads.map(lambda _: alice.ask("PUT", f"/{task['id']}", json={"title": "y"}), range(2)))
         assert [answer.status_code for answer in blocked] == [500] * 2
 
@@ -63,14 +63,14 @@ def test_refused_connections_wait_in_order(limited: Neon, caplog: pytest.LogCapt
     asyncio.run(compete())
 
     assert order == list(range(8)) * 20
-    assert limited.front.connections < 30, "one attempt at a time"
+    assert limited.proxy.connections < 30, "one attempt at a time"
     assert caplog.text.count("no more connections can be opened than these 1") == 1
 
 
 def test_busy_database_is_waited_for(direct: Neon) -> None:
     alice = direct.serve(pool_size=2, wake_seconds=0)()
 
-    with crowd(12) as threads:
+    with thread_pool(12) as threads:
         codes = list(threads.map(lambda n: alice.ask("POST", json={"title": str(n)}).status_code, range(60)))
 
     assert codes == [201] * 60
@@ -81,7 +81,7 @@ def test_waiting_in_queue_times_out(direct: Neon, monkeypatch: pytest.MonkeyPatc
     alice = direct.serve(pool_size=1)()
     task = alice.create()
 
-    with crowd(1) as threads, locked(direct.direct_url, lock(task["id"])):
+    with thread_pool(1) as threads, locked(direct.direct_url, lock(task["id"])):
         blocked = threads.submit(alice.ask, "PUT", f"/{task['id']}", json={"title": "y"})
         waiting_backend(direct.direct_url)
         answer = alice.ask("GET")
@@ -96,7 +96,7 @@ def test_readiness_does_not_queue(direct: Neon, monkeypatch: pytest.MonkeyPatch)
     alice = direct.serve(pool_size=2)()
     task = alice.create()
 
-    with crowd(8) as threads, locked(direct.direct_url, lock(task["id"])):
+    with thread_pool(8) as threads, locked(direct.direct_url, lock(task["id"])):
         blocked = [threads.submit(alice.ask, "PUT", f"/{task['id']}", json={"title": "y"}) for _ in range(8)]
         waiting_backend(direct.direct_url)
         started = time.monotonic()
@@ -111,7 +111,7 @@ def test_readiness_gets_next_free_connection(limited: Neon, monkeypatch: pytest.
     alice = limited.serve(pool_size=1)()
     first, second = alice.create()["id"], alice.create()["id"]
 
-    with crowd(3) as threads, locked(limited.direct_url, lock(second)):
+    with thread_pool(3) as threads, locked(limited.direct_url, lock(second)):
         with locked(limited.direct_url, lock(first)):
             blocked = [threads.submit(alice.ask, "PUT", f"/{first}", json={"title": "y"})]
             waiting_backend(limited.direct_url)
@@ -128,7 +128,7 @@ def test_readiness_gets_next_free_connection(limited: Neon, monkeypatch: pytest.
 def test_readiness_finds_dead_connections(neon: Neon) -> None:
     alice = neon.serve(pool_size=2)()
     neon.wait_until_warm()
-    neon.front.go_half_open()
+    neon.proxy.go_half_open()
 
     assert alice.client.get("/health/ready").status_code == 200
     started = time.monotonic()
@@ -136,17 +136,17 @@ def test_readiness_finds_dead_connections(neon: Neon) -> None:
     assert time.monotonic() - started < 2
 
 
-@pytest.mark.parametrize("silence", ["fall_silent", "go_half_open"])
+@pytest.mark.parametrize("silence", ["freeze", "go_half_open"])
 def test_readiness_answers_within_two_seconds(neon: Neon, silence: str) -> None:
     alice = neon.serve(pool_size=2)()
     neon.wait_until_warm()
-    getattr(neon.front, silence)()
-    expected = 503 if silence == "fall_silent" else 200
+    getattr(neon.proxy, silence)()
+    expected = 503 if silence == "freeze" else 200
 
     for _ in range(2):
         started = time.monotonic()
         assert alice.client.get("/health/ready").status_code == expected
         assert time.monotonic() - started < 2
 
-    neon.front.speak()
+    neon.proxy.unfreeze()
     assert alice.client.get("/health/ready").status_code == 200

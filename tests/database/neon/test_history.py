@@ -9,8 +9,8 @@ import pytest
 
 from tests.database.neon.conftest import Neon
 from tests.support.api import Person
-from tests.support.crowd import crowd
 from tests.support.history import UNSEEN, Call, is_linearizable
+from tests.support.threads import thread_pool
 
 KEY = {"Idempotency-Key": "k"}
 ROUNDS = 12
@@ -103,7 +103,7 @@ def test_history_with_lost_responses_is_linearizable(pooled: Neon, seed: int) ->
             barrier.wait(timeout=30)
             calls.append(do(other, "list"))
             operation = choice.choice(["create", "complete", "complete"]) if calls[-1].status else "create"
-            pooled.front.lose_next_answer = choice.random() < 0.7
+            pooled.proxy.drop_next_response = choice.random() < 0.7
             calls.append(do(alice, operation, calls[-1].task_id))
         return calls
 
@@ -117,7 +117,7 @@ def test_history_with_lost_responses_is_linearizable(pooled: Neon, seed: int) ->
                     calls.append(do(other, choice.choice(REACTIONS[status]), calls[-1].task_id))
         return calls
 
-    with crowd(3) as threads:
+    with thread_pool(3) as threads:
         running = [threads.submit(write), threads.submit(react, 1), threads.submit(react, 2)]
         history = [call for calls in running for call in calls.result()]
 
@@ -133,8 +133,8 @@ def test_lost_complete_never_undoes_later_reopen(neon: Neon) -> None:
     def reopen() -> None:
         assert other.ask("PUT", path, json={"status": "incomplete"}).status_code == 200
 
-    neon.front.lose_next_answer = True
-    neon.front.wake = reopen  # before the service could send anything on a new connection
+    neon.proxy.drop_next_response = True
+    neon.proxy.wake = reopen  # before the service could send anything on a new connection
     assert alice.ask("PATCH", f"{path}/complete").status_code == 500
     assert other.ask("GET", path).json()["status"] == "complete"
 
@@ -148,8 +148,8 @@ def test_lost_create_never_returns_after_delete(neon: Neon) -> None:
     def delete() -> None:
         assert other.ask("DELETE", f"/{other.tasks()[0]['id']}").status_code == 204
 
-    neon.front.lose_next_answer = True
-    neon.front.wake = delete
+    neon.proxy.drop_next_response = True
+    neon.proxy.wake = delete
     assert alice.ask("POST", json={"title": "x"}, headers=KEY).status_code == 500
 
     assert alice.tasks() == []

@@ -11,9 +11,9 @@ import pytest
 
 from tests.database.neon.conftest import Neon
 from tests.support.api import Person, error
-from tests.support.crowd import crowd
 from tests.support.patience import deadline
 from tests.support.postgres import settings_for
+from tests.support.threads import thread_pool
 from todo_api.database import Database
 from todo_api.tasks import TaskStore, Versions
 
@@ -58,7 +58,7 @@ def test_faults_neither_lose_nor_repeat_writes(
     alice.create("before")
     acknowledged: list[str] = []
     over = Event()
-    with crowd(8) as threads:
+    with thread_pool(8) as threads:
         writers = [threads.submit(writing, alice, over, n, acknowledged) for n in range(8)]
         try:
             wait_for_more(acknowledged, 16)
@@ -85,12 +85,12 @@ def test_read_with_lost_response_is_retried(neon: Neon, path: str) -> None:
     alice = neon.serve(pool_size=1)()
     path = path.replace("{id}", str(alice.create()["id"]))
     alice.ask("GET", path)
-    neon.front.lose_next_answer = True
+    neon.proxy.drop_next_response = True
 
     answer = alice.ask("GET", path)
 
     assert answer.status_code == 200
-    assert not neon.front.lose_next_answer
+    assert not neon.proxy.drop_next_response
 
 
 # Method, path, body and headers, and the titles and statuses that are stored afterwards.
@@ -116,11 +116,11 @@ def test_write_with_lost_response_is_sent_once(
     task_path = f"/{alice.create('old')['id']}"
     tag = alice.ask("GET", task_path).headers["etag"]
     headers = {name: value.replace("{tag}", tag) for name, value in headers.items()}
-    neon.front.lose_next_answer = True
+    neon.proxy.drop_next_response = True
 
     answer = alice.ask(method, path.replace("/{id}", task_path), json=body, headers=headers)
 
-    assert not neon.front.lose_next_answer
+    assert not neon.proxy.drop_next_response
     assert (answer.status_code, answer.json()) == (500, error("Internal server error"))
     assert int(answer.headers["retry-after"]) > 0
     assert [(row["title"], row["status"]) for row in alice.stored()] == stored
@@ -134,10 +134,10 @@ def test_write_not_yet_sent_is_retried(neon: Neon) -> None:
     async def delete() -> None:
         database = Database(settings_for(neon.url, pool_size=1))
         # While the driver prepares the statement, it asks for the types of the parameters.
-        neon.front.lose_next_answer = True
+        neon.proxy.drop_next_response = True
         await TaskStore(database, alice.id).delete(task_id, Versions([], must_match=False))
         await database.close()
 
     asyncio.run(delete())
-    assert not neon.front.lose_next_answer
+    assert not neon.proxy.drop_next_response
     assert alice.stored() == []

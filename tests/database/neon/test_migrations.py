@@ -5,9 +5,9 @@ import subprocess
 from pathlib import Path
 
 from tests.database.neon.conftest import Neon
-from tests.support.crowd import crowd
 from tests.support.postgres import new_database, sql
 from tests.support.serving import BIN
+from tests.support.threads import thread_pool
 
 
 def test_concurrent_migrations_through_pooler_succeed(pooled: Neon, tmp_path: Path) -> None:
@@ -19,7 +19,7 @@ def test_concurrent_migrations_through_pooler_succeed(pooled: Neon, tmp_path: Pa
             [BIN / "todo-api", "migrate"], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
         )
 
-    with crowd(3) as threads:
+    with thread_pool(3) as threads:
         runs = list(threads.map(run, range(3)))
 
     assert [(run.returncode, run.stderr) for run in runs] == [(0, "")] * 3

@@ -13,9 +13,9 @@ import pytest
 from tests.database.neon.conftest import Neon
 from tests.database.neon.test_waking import everything
 from tests.support.api import Person, new_account
-from tests.support.crowd import crowd
 from tests.support.postgres import sql
 from tests.support.serving import Process, free_port, process, wait_for
+from tests.support.threads import thread_pool
 
 ROOT = Path(__file__).parents[3]
 
@@ -42,7 +42,7 @@ def test_additive_migration_fails_no_request(neon: Neon) -> None:
         assert person.ask("DELETE", path).status_code == 204
 
     try:
-        with crowd(6) as threads:
+        with thread_pool(6) as threads:
             rounds = [threads.submit(load, n) for n in range(6)]
             time.sleep(0.3)
             sql(neon.direct_url, "ALTER TABLE tasks ADD COLUMN priority int")
@@ -94,7 +94,7 @@ def test_sigterm_answers_accepted_requests(pooled: Neon, tmp_path: Path, workers
                     return
                 codes[answer.status_code] += 1
 
-    with served(pooled, tmp_path, "--workers", str(workers)) as (url, server), crowd(8) as threads:
+    with served(pooled, tmp_path, "--workers", str(workers)) as (url, server), thread_pool(8) as threads:
         loads = [threads.submit(load, n) for n in range(8)]
         while codes.total() < 100:
             time.sleep(0.01)
@@ -124,7 +124,7 @@ def test_two_processes_share_one_database(pooled: Neon, tmp_path: Path) -> None:
             assert client.get(other).json()[0] == task
             changed = client.put(other + path, json={"title": "changed"}).json()
             assert client.get(one + path).json() == changed
-            with crowd(2) as threads:
+            with thread_pool(2) as threads:
                 completes = [threads.submit(client.patch, f"{url}{path}/complete") for url in (one, other)]
             assert len({complete.result().content for complete in completes}) == 1
             assert client.delete(other + path).status_code == 204

@@ -11,10 +11,10 @@ import pytest
 
 from tests.database.neon.conftest import Neon
 from tests.support.api import new_account
-from tests.support.crowd import crowd
 from tests.support.patience import deadline
 from tests.support.postgres import locked, settings_for, sql
 from tests.support.serving import uvicorn
+from tests.support.threads import thread_pool
 from todo_api.database import Database
 from todo_api.database.connecting import Connector
 from todo_api.database.connections import Connections
@@ -28,28 +28,28 @@ CONNECTED = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_datab
 def test_pool_never_exceeds_its_size(direct: Neon) -> None:
     alice = direct.serve(pool_size=3)()
 
-    with crowd(12) as threads:
+    with thread_pool(12) as threads:
         answers = list(threads.map(lambda _: alice.ask("GET").status_code, range(300)))
 
     assert answers == [200] * 300
-    assert direct.front.connections == 3
+    assert direct.proxy.connections == 3
 
 
 def test_connection_being_closed_counts(direct: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("todo_api.database.connections.HANG_UP_SECONDS", 0.5)
+    monkeypatch.setattr("todo_api.database.connections.CANCEL_SECONDS", 0.5)
 
     async def close() -> None:
         pool = Connections(Connector(direct.url), limit=1, wake_seconds=0)
         assert pool.take() is None
         silent = await pool.acquire(Waiter("a"))
-        direct.front.go_half_open()
+        direct.proxy.go_half_open()
         running = asyncio.create_task(silent.driver.execute("SELECT pg_sleep(60)"))
         await asyncio.sleep(0.1)
         running.cancel()
         pool.cancel_and_close(silent)
         acquiring = asyncio.create_task(pool.acquire(Waiter("b")))
         await asyncio.sleep(0.2)
-        assert direct.front.connections == 2, "more than the silent one and the one that cancels its statement"
+        assert direct.proxy.connections == 2, "more than the silent one and the one that cancels its statement"
         assert await acquiring is not silent
         await pool.close()
 
@@ -90,7 +90,7 @@ def test_full_pooler_is_waited_for(pooled: Neon) -> None:
     alice = pooled.serve(pool_size=2)()
     alice.create()
 
-    with crowd(1) as threads, locked(pooled.url):
+    with thread_pool(1) as threads, locked(pooled.url):
         answer = threads.submit(alice.ask, "POST", json={"title": "waited"})
         time.sleep(1.5)  # longer than query_wait_timeout, so that one attempt has failed
         assert not answer.done()
@@ -103,12 +103,12 @@ def test_pooler_with_all_its_clients_is_waited_for(pooled: Neon) -> None:
     pooled.bouncer.kill()
     pooled.bouncer.start(max_client_conn=1)
 
-    with crowd(1) as threads:
+    with thread_pool(1) as threads:
         with locked(f"postgresql://postgres@127.0.0.1:{pooled.bouncer.port}/todo", "SELECT 1"):
             alice = pooled.serve(pool_size=1)()
             answer = threads.submit(alice.ask, "POST", json={"title": "x"})
-            seen = pooled.front.connections
-            while pooled.front.connections < seen + 2:
+            seen = pooled.proxy.connections
+            while pooled.proxy.connections < seen + 2:
                 assert not answer.done()
 
         assert answer.result().status_code == 201
@@ -124,15 +124,15 @@ def test_full_server_behind_pooler_is_waited_for(pooled: Neon) -> None:
     pooled.wait_until_warm()
     logged = len(pooled.bouncer.output())
 
-    with crowd(1) as threads:
+    with thread_pool(1) as threads:
         sql(pooled.direct_url, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'service'")
         end = deadline()
         while "server conn crashed" not in pooled.bouncer.output()[logged:]:
             assert time.monotonic() < end
         with locked(pooled.direct_url.replace("postgres:@", "service:@"), "SELECT 1"):
             answer = threads.submit(alice.ask, "POST", json={"title": "waited"})
-            seen = pooled.front.connections
-            while pooled.front.connections < seen + 2:
+            seen = pooled.proxy.connections
+            while pooled.proxy.connections < seen + 2:
                 assert not answer.done()
 
         assert answer.result().status_code == 201

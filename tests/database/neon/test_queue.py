@@ -15,8 +15,8 @@ from starlette.types import Message
 from tests.database.neon.conftest import Neon
 from tests.database.test_database import scope_of
 from tests.support.api import BearerIsIdentity, Person, error, on_one_connection
-from tests.support.crowd import crowd
 from tests.support.postgres import locked, settings_for, waiting_backend
+from tests.support.threads import thread_pool
 from todo_api.database import Database
 from todo_api.database.waiting import (
     BURST_SECONDS,
@@ -228,7 +228,7 @@ def test_refused_request_has_no_effect(
     for name, seconds in bounds.items():
         monkeypatch.setattr(f"todo_api.database.waiting.{name}", seconds)
     monkeypatch.setattr("todo_api.refusals.QUIET_SECONDS", 1)
-    with crowd(1) as threads, locked(alice.database_url):
+    with thread_pool(1) as threads, locked(alice.database_url):
         holding = threads.submit(alice.ask, "POST", json={"title": "holds the connection"})
         waiting_backend(alice.database_url)
         for _ in range(3):
@@ -332,15 +332,15 @@ def test_waiting_requests_are_limited_without_database(direct: Neon) -> None:
         database = Database(settings_for(direct.url, pool_size=4, wake_seconds=30))
         owners = ["flood"] * (MAX_WAITING + 300) + ["neighbour"] * 500
         asking = [asyncio.create_task(ask(database, owner)) for owner in owners]
-        seen = direct.front.connections
-        while direct.front.connections < seen + 2:  # noqa: ASYNC110  # counted in another thread
+        seen = direct.proxy.connections
+        while direct.proxy.connections < seen + 2:  # noqa: ASYNC110  # counted in another thread
             await asyncio.sleep(0.01)
         await asyncio.to_thread(direct.resume)
         await asyncio.gather(*asking)
         await database.close()
 
     direct.suspend()
-    direct.front.wake = None
+    direct.proxy.wake = None
     asyncio.run(wait_for_it())
 
     assert refused == {"flood": 300 + 500}, "all above MAX_WAITING"

@@ -14,9 +14,9 @@ import pytest
 
 from tests.database.neon.conftest import Neon
 from tests.support.api import Person, error, new_account
-from tests.support.crowd import crowd
 from tests.support.patience import deadline
 from tests.support.postgres import locked, sql
+from tests.support.threads import thread_pool
 
 FAIL = """
     CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -42,7 +42,7 @@ def failing(direct: Neon) -> Iterator[Neon]:
 def test_statement_error_is_answered_at_once(failing: Neon, caplog: pytest.LogCaptureFixture, sqlstate: str) -> None:
     alice = failing.serve(pool_size=1)()
     failing.wait_until_warm()
-    opened, started = failing.front.connections, time.monotonic()
+    opened, started = failing.proxy.connections, time.monotonic()
 
     answer = alice.ask("POST", json={"title": sqlstate})
 
@@ -51,7 +51,7 @@ def test_statement_error_is_answered_at_once(failing: Neon, caplog: pytest.LogCa
     assert time.monotonic() - started < 2
     assert alice.client.get("/health/ready").status_code == 200
     assert alice.tasks() == []
-    assert failing.front.connections == opened
+    assert failing.proxy.connections == opened
     logged = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert len(logged) == 1
     assert logged[0].exc_info
@@ -96,7 +96,7 @@ def test_full_disk_fails_only_creates(
     alice = direct.serve(pool_size=1)()
     task = alice.create()
     fill(direct.direct_url, new_account(direct.direct_url))
-    opened, started = direct.front.connections, time.monotonic()
+    opened, started = direct.proxy.connections, time.monotonic()
     create = {"title": "x", "description": secrets.token_hex(2500)}
 
     answer = alice.ask("POST", json=create)
@@ -108,7 +108,7 @@ def test_full_disk_fails_only_creates(
     assert alice.tasks() == [task]
     assert alice.ask("DELETE", f"/{task['id']}").status_code == 204
     assert time.monotonic() - started < 2
-    assert direct.front.connections == opened
+    assert direct.proxy.connections == opened
     small_disk("30m")
     assert alice.ask("POST", json=create).status_code == 201
 
@@ -120,10 +120,10 @@ def test_rolled_back_statement_is_retried(
     monkeypatch.setattr("todo_api.database.running.TRIES", 2)
     alice = failing.serve(pool_size=1)()
     failing.wait_until_warm()
-    before = failing.front.statements
+    before = failing.proxy.statements
 
     assert alice.ask("POST", json={"title": sqlstate}).status_code == 500
-    assert failing.front.statements == before + 3
+    assert failing.proxy.statements == before + 3
     assert name in caplog.text
 
 
@@ -131,11 +131,11 @@ def test_rolled_back_statement_is_retried(
 def test_refused_statement_is_retried(failing: Neon, sqlstate: str) -> None:
     alice = failing.serve(pool_size=1)()
     failing.wait_until_warm()
-    before = failing.front.statements
+    before = failing.proxy.statements
 
-    with crowd(1) as threads:
+    with thread_pool(1) as threads:
         answer = threads.submit(alice.ask, "POST", json={"title": sqlstate})
-        while failing.front.statements < before + 2:
+        while failing.proxy.statements < before + 2:
             assert not answer.done()
         sql(failing.direct_url, "DROP TRIGGER fail ON tasks")
 
@@ -145,13 +145,13 @@ def test_refused_statement_is_retried(failing: Neon, sqlstate: str) -> None:
 def test_write_lost_by_router_is_not_retried(failing: Neon) -> None:
     alice = failing.serve(pool_size=1)()
     failing.wait_until_warm()
-    before, opened = failing.front.statements, failing.front.connections
+    before, opened = failing.proxy.statements, failing.proxy.connections
 
     answer = alice.ask("POST", json={"title": "08006"})
 
     assert answer.status_code == 500
     assert int(answer.headers["retry-after"]) > 0
-    assert (failing.front.statements, failing.front.connections) == (before + 1, opened)
+    assert (failing.proxy.statements, failing.proxy.connections) == (before + 1, opened)
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_dead_node_does_not_slow_other_users(service_role: Neon) -> None:
     dead = Person(alice.client, alice.database_url, "dead")
     slowest = 0.0
 
-    with crowd(8) as threads:
+    with thread_pool(8) as threads:
         answers = [threads.submit(dead.ask, "GET") for _ in range(8)]
         while not all(answer.done() for answer in answers):
             started = time.monotonic()
@@ -255,7 +255,7 @@ def test_keyed_create_succeeds_beside_reindex(pausing: Neon, *, is_replaced: boo
     late = Person(pausing.serve()().client, early.database_url, early.id)
     create: dict[str, Any] = {"json": {"title": "x"}, "headers": {"Idempotency-Key": "k"}}
 
-    with crowd(2) as threads, ExitStack() as pause, ExitStack() as snapshot:
+    with thread_pool(2) as threads, ExitStack() as pause, ExitStack() as snapshot:
         pause.enter_context(locked(url, "SELECT pg_advisory_xact_lock(1)"))
         # REINDEX waits for this snapshot before it replaces the index.
         snapshot.enter_context(locked(url, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT 1"))
@@ -288,8 +288,8 @@ POOLER_IS_FULL = [
 def test_write_refused_by_full_pooler_is_retried(direct: Neon, sqlstate: str, text: str) -> None:
     alice = direct.serve(pool_size=1)()
     direct.wait_until_warm()
-    direct.front.statement_refusals.extend([(sqlstate, text)] * 2)
+    direct.proxy.statement_refusals.extend([(sqlstate, text)] * 2)
 
     assert alice.ask("POST", json={"title": "x"}).status_code == 201
-    assert not direct.front.statement_refusals
+    assert not direct.proxy.statement_refusals
     assert [row["title"] for row in alice.stored()] == ["x"]

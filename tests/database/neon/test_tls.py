@@ -10,7 +10,7 @@ import trustme
 
 from tests.database.neon.conftest import Neon
 from tests.support.api import error
-from tests.support.front import Front
+from tests.support.proxy import FaultProxy
 from tests.support.servers import PgBouncer, Postgres
 
 STRICT = "sslmode=require&channel_binding=require"
@@ -44,8 +44,8 @@ def bouncer_port(bouncer: PgBouncer) -> int:
 @pytest.fixture
 def trusted(postgres: Postgres, bouncer: PgBouncer, bouncer_port: int, authority: trustme.CA) -> Iterator[Neon]:
     """A proxy with a certificate for its host, issued by the trusted authority."""
-    with Front(bouncer_port, context(authority, "localhost")) as front:
-        neon = Neon(postgres, bouncer, front)
+    with FaultProxy(bouncer_port, context(authority, "localhost")) as proxy:
+        neon = Neon(postgres, bouncer, proxy)
         yield neon
         neon.close()
 
@@ -62,18 +62,18 @@ def trusted(postgres: Postgres, bouncer: PgBouncer, bouncer_port: int, authority
     ],
 )
 def test_verified_server_is_accepted(trusted: Neon, roots: Path, query: str) -> None:
-    trusted.url = f"postgres://postgres:p%40ss@localhost:{trusted.front.port}/todo?{query}&sslrootcert={roots}"
+    trusted.url = f"postgres://postgres:p%40ss@localhost:{trusted.proxy.port}/todo?{query}&sslrootcert={roots}"
     alice = trusted.serve()()
 
     assert alice.create()["user_id"] == alice.id
-    assert set(trusted.front.server_names) == {"localhost"}
+    assert set(trusted.proxy.server_names) == {"localhost"}
 
 
 def test_tls_is_preferred_by_default(trusted: Neon) -> None:
-    trusted.url = f"postgresql://postgres@localhost:{trusted.front.port}/todo"
+    trusted.url = f"postgresql://postgres@localhost:{trusted.proxy.port}/todo"
 
     assert trusted.serve()().create()
-    assert set(trusted.front.server_names) == {"localhost"}
+    assert set(trusted.proxy.server_names) == {"localhost"}
 
 
 @pytest.mark.parametrize("query", [STRICT, "channel_binding=require", "sslmode=verify-full"])
@@ -83,9 +83,9 @@ def test_unverified_server_gets_no_password(
     query: str, fault: str,
 ) -> None:  # fmt: skip
     wrong = context(trustme.CA(), "localhost") if fault == "another authority" else context(authority, "elsewhere.test")
-    with Front(bouncer_port, wrong) as front:
-        neon = Neon(postgres, None, front)
-        neon.url = f"postgresql://postgres:s3cret-pa55word@localhost:{front.port}/todo?{query}&sslrootcert={roots}"
+    with FaultProxy(bouncer_port, wrong) as proxy:
+        neon = Neon(postgres, None, proxy)
+        neon.url = f"postgresql://postgres:s3cret-pa55word@localhost:{proxy.port}/todo?{query}&sslrootcert={roots}"
         alice = neon.serve(pool_size=1)()
 
         started = time.monotonic()
@@ -100,7 +100,7 @@ def test_unverified_server_gets_no_password(
 
 
 def test_system_authorities_are_the_default(trusted: Neon, caplog: pytest.LogCaptureFixture) -> None:
-    trusted.url = f"postgresql://postgres@localhost:{trusted.front.port}/todo?{STRICT}"
+    trusted.url = f"postgresql://postgres@localhost:{trusted.proxy.port}/todo?{STRICT}"
     alice = trusted.serve(pool_size=1)()
 
     assert alice.ask("GET").status_code == 500
@@ -114,14 +114,14 @@ def test_rotated_authority_needs_no_restart(
     roots, successor = tmp_path / "root.pem", trustme.CA()
     authority.cert_pem.write_to_path(str(roots))
     certificate = context(authority, "localhost")
-    with Front(bouncer_port, certificate) as front:
-        neon = Neon(postgres, None, front)
-        neon.url = f"postgresql://postgres@localhost:{front.port}/todo?{query}&sslrootcert={roots}"
+    with FaultProxy(bouncer_port, certificate) as proxy:
+        neon = Neon(postgres, None, proxy)
+        neon.url = f"postgresql://postgres@localhost:{proxy.port}/todo?{query}&sslrootcert={roots}"
         alice = neon.serve(pool_size=1)()
         assert alice.ask("GET").status_code == 200
 
         successor.issue_cert("localhost").configure_cert(certificate)
-        front.abort_connections()
+        proxy.abort_connections()
         assert alice.ask("GET").status_code == 500, "an authority that is not trusted yet"
         successor.cert_pem.write_to_path(str(roots))
         assert alice.ask("GET").status_code == 200
@@ -133,14 +133,14 @@ def test_missing_authority_is_named_at_once(
 ) -> None:
     roots = tmp_path / "root.pem"
     authority.cert_pem.write_to_path(str(roots))
-    with Front(bouncer_port, context(authority, "localhost")) as front:
-        neon = Neon(postgres, None, front)
-        neon.url = f"postgresql://postgres@localhost:{front.port}/todo?{STRICT}&sslrootcert={roots}"
+    with FaultProxy(bouncer_port, context(authority, "localhost")) as proxy:
+        neon = Neon(postgres, None, proxy)
+        neon.url = f"postgresql://postgres@localhost:{proxy.port}/todo?{STRICT}&sslrootcert={roots}"
         alice = neon.serve(pool_size=1)()
         assert alice.ask("GET").status_code == 200
 
         roots.unlink()
-        front.abort_connections()
+        proxy.abort_connections()
         started = time.monotonic()
         answer = alice.ask("GET")
         took = time.monotonic() - started

@@ -7,9 +7,9 @@ import pytest
 
 from tests.database.neon.conftest import Neon
 from tests.support.api import Person, error
-from tests.support.crowd import crowd
 from tests.support.patience import deadline
 from tests.support.postgres import sql
+from tests.support.threads import thread_pool
 
 CONNECTED = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
@@ -46,7 +46,7 @@ def test_each_operation_wakes_suspended_compute(
     answer = alice.ask(method, path.replace("{id}", str(task["id"])), json=body)
 
     assert answer.status_code == status
-    assert pooled.front.wake is None
+    assert pooled.proxy.wake is None
 
 
 def test_requests_during_slow_wake_succeed(neon: Neon) -> None:
@@ -55,7 +55,7 @@ def test_requests_during_slow_wake_succeed(neon: Neon) -> None:
     neon.suspend(wake_seconds=3)
 
     started = time.monotonic()
-    with crowd(16) as threads:
+    with thread_pool(16) as threads:
         answers = list(threads.map(lambda n: alice.ask("POST", json={"title": str(n)}).status_code, range(16)))
 
     assert answers == [201] * 16
@@ -67,12 +67,12 @@ def test_refused_connections_during_restart_are_retried(neon: Neon) -> None:
     alice = neon.serve()()
     alice.create()
     neon.suspend()
-    neon.front.wake = None
+    neon.proxy.wake = None
 
-    with crowd(1) as threads:
+    with thread_pool(1) as threads:
         answer = threads.submit(alice.ask, "POST", json={"title": "x"})
-        seen = neon.front.connections
-        while neon.front.connections < seen + 3:
+        seen = neon.proxy.connections
+        while neon.proxy.connections < seen + 3:
             assert not answer.done()
         neon.resume()
 
@@ -81,11 +81,11 @@ def test_refused_connections_during_restart_are_retried(neon: Neon) -> None:
 
 def test_dead_idle_connections_are_replaced(neon: Neon) -> None:
     alice = neon.serve()()
-    with crowd(8) as threads:
+    with thread_pool(8) as threads:
         list(threads.map(lambda _: alice.tasks(), range(16)))
     neon.suspend()
     neon.resume()
-    neon.front.wake = None
+    neon.proxy.wake = None
 
     for _ in range(8):
         everything(alice)
@@ -96,7 +96,7 @@ def test_dead_idle_connection_costs_no_wait(neon: Neon) -> None:
     neon.wait_until_warm()
     neon.suspend()
     neon.resume()
-    neon.front.wake = None
+    neon.proxy.wake = None
 
     assert alice.ask("POST", json={"title": "x"}).status_code == 201
 
@@ -104,7 +104,7 @@ def test_dead_idle_connection_costs_no_wait(neon: Neon) -> None:
 def test_terminated_connection_is_not_used(neon: Neon) -> None:
     alice = neon.serve(wake_seconds=0, pool_size=4)()
     neon.wait_until_warm()
-    neon.front.send_termination_notice()
+    neon.proxy.send_termination_notice()
 
     assert [alice.ask("POST", json={"title": "x"}).status_code for _ in range(4)] == [201] * 4
 
@@ -113,7 +113,7 @@ def test_readiness_does_not_wait_for_wake(neon: Neon, caplog: pytest.LogCaptureF
     alice = neon.serve(wake_seconds=5)()
     neon.wait_until_warm()
     neon.suspend()
-    neon.front.wake = None
+    neon.proxy.wake = None
 
     started = time.monotonic()
     answer = alice.client.get("/health/ready")
@@ -173,18 +173,18 @@ LASTING = [
 
 @pytest.mark.parametrize(("sqlstate", "text"), TRANSIENT)
 def test_transient_error_is_retried(direct: Neon, sqlstate: str, text: str) -> None:
-    direct.front.refusals.extend([(sqlstate, text)] * 2)
+    direct.proxy.refusals.extend([(sqlstate, text)] * 2)
     alice = direct.serve(pool_size=1)()
 
     assert alice.ask("POST", json={"title": "x"}).status_code == 201
-    assert not direct.front.refusals
+    assert not direct.proxy.refusals
 
 
 @pytest.mark.parametrize(("sqlstate", "text"), LASTING)
 def test_lasting_error_is_answered_at_once(
     direct: Neon, caplog: pytest.LogCaptureFixture, sqlstate: str, text: str
 ) -> None:
-    direct.front.refusals.extend([(sqlstate, text)] * 3)
+    direct.proxy.refusals.extend([(sqlstate, text)] * 3)
     alice = direct.serve(pool_size=1)()
 
     started = time.monotonic()
@@ -192,7 +192,7 @@ def test_lasting_error_is_answered_at_once(
 
     assert (answer.status_code, answer.json()) == (500, error("Internal server error"))
     assert time.monotonic() - started < 3
-    assert direct.front.refusals, "one for the warming and one for the request, but no retry"
+    assert direct.proxy.refusals, "one for the warming and one for the request, but no retry"
     assert text in caplog.text
 
 
@@ -201,10 +201,10 @@ def test_unavailable_database_is_500_until_back(neon: Neon, caplog: pytest.LogCa
     task = alice.create()
     neon.wait_until_warm()
     neon.suspend()
-    neon.front.wake = None
+    neon.proxy.wake = None
     caplog.clear()
 
-    with crowd(16) as threads:
+    with thread_pool(16) as threads:
         started = time.monotonic()
         answers = list(threads.map(lambda _: alice.ask("GET", headers={"Origin": "null"}), range(16)))
         took = time.monotonic() - started
@@ -231,10 +231,10 @@ def test_unavailable_database_is_500_until_back(neon: Neon, caplog: pytest.LogCa
 
 def test_connections_are_opened_when_database_wakes(direct: Neon) -> None:
     direct.suspend()
-    direct.front.wake = None
+    direct.proxy.wake = None
     direct.serve(pool_size=3)
-    failed = direct.front.connections
-    while direct.front.connections < failed + 2:  # attempts, without a request
+    failed = direct.proxy.connections
+    while direct.proxy.connections < failed + 2:  # attempts, without a request
         time.sleep(0.01)
     direct.resume()
 
@@ -245,7 +245,7 @@ def test_connections_are_opened_when_database_wakes(direct: Neon) -> None:
 
 def test_service_started_before_database_becomes_ready(neon: Neon) -> None:
     neon.suspend()
-    neon.front.wake = None
+    neon.proxy.wake = None
     alice = neon.serve(wake_seconds=0.2)
     neon.postgres.start()
     person = alice()

@@ -10,10 +10,10 @@ import pytest
 
 from tests.database.neon.conftest import Neon
 from tests.support.api import Person, error
-from tests.support.crowd import crowd
-from tests.support.front import Front
 from tests.support.postgres import migrated_database, sql
+from tests.support.proxy import FaultProxy
 from tests.support.servers import Postgres
+from tests.support.threads import thread_pool
 from todo_api.database.connecting import Connector
 from todo_api.database.connections import Connections
 from todo_api.database.waiting import Waiter
@@ -42,19 +42,19 @@ def test_writes_succeed_after_failover(direct: Neon, failed_over: Person) -> Non
 
 
 def test_read_only_database_is_500_in_time(direct: Neon, failed_over: Person) -> None:
-    opened, started = direct.front.connections, time.monotonic()
+    opened, started = direct.proxy.connections, time.monotonic()
 
     answer = failed_over.ask("POST", json={"title": "x"})
 
     assert (answer.status_code, answer.json()) == (500, error("Internal server error"))
     assert int(answer.headers["retry-after"]) > 0
     assert time.monotonic() - started < 3
-    assert direct.front.connections - opened <= 3
+    assert direct.proxy.connections - opened <= 3
     assert failed_over.tasks() == []
 
 
 def test_failover_replaces_every_connection(direct: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("todo_api.database.connections.NEW_SECONDS", 0.1)
+    monkeypatch.setattr("todo_api.database.connections.MIN_AGE_SECONDS", 0.1)
 
     async def fail_over() -> None:
         connections = Connections(Connector(direct.url), limit=2, wake_seconds=0)
@@ -80,24 +80,24 @@ def own_postgres(directory: Path) -> Iterator[Postgres]:
 
 
 def test_writes_follow_name_after_switchover(own_postgres: Postgres, directory: Path) -> None:
-    with Front(str(own_postgres.directory / ".s.PGSQL.5432")) as front:
-        neon = Neon(own_postgres, None, front)
+    with FaultProxy(str(own_postgres.directory / ".s.PGSQL.5432")) as proxy:
+        neon = Neon(own_postgres, None, proxy)
         alice = neon.serve(pool_size=4, wake_seconds=2)()
         before = alice.create()
         own_postgres.copy(directory / "promoted")
         promoted = own_postgres.switch_over(directory / "promoted")
         try:
             # The name of the host still leads to the old server, which accepts no writes.
-            with crowd(4) as threads:
+            with thread_pool(4) as threads:
                 assert [*threads.map(lambda _: alice.tasks(), range(16))] == [[before]] * 16
             assert alice.ask("POST", json={"title": "x"}).status_code == 500
-            front.upstream = str(promoted.directory / ".s.PGSQL.5432")
+            proxy.upstream = str(promoted.directory / ".s.PGSQL.5432")
 
             started = time.monotonic()
             assert [alice.ask("POST", json={"title": "x"}).status_code for _ in range(8)] == [201] * 8
             assert time.monotonic() - started < 3
             time.sleep(1)  # after which no connection to the old server is used
-            with crowd(4) as threads:
+            with thread_pool(4) as threads:
                 assert {len(tasks) for tasks in threads.map(lambda _: alice.tasks(), range(16))} == {9}
         finally:
             neon.close()
@@ -105,11 +105,11 @@ def test_writes_follow_name_after_switchover(own_postgres: Postgres, directory: 
 
 
 def test_idle_connection_dropped_by_network_is_replaced(neon: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("todo_api.database.connections.REST_SECONDS", 0.2)
+    monkeypatch.setattr("todo_api.database.connections.IDLE_SECONDS", 0.2)
     alice = neon.serve(pool_size=4)()
     neon.wait_until_warm()
     time.sleep(1)
-    neon.front.go_half_open()
+    neon.proxy.go_half_open()
 
     started = time.monotonic()
     assert [alice.ask("POST", json={"title": "x"}).status_code for _ in range(4)] == [201] * 4
@@ -117,22 +117,22 @@ def test_idle_connection_dropped_by_network_is_replaced(neon: Neon, monkeypatch:
 
 
 def test_live_idle_connection_is_reused(direct: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("todo_api.database.connections.REST_SECONDS", 0)
+    monkeypatch.setattr("todo_api.database.connections.IDLE_SECONDS", 0)
     alice = direct.serve(pool_size=1)()
     direct.wait_until_warm()
 
     assert [alice.ask("POST", json={"title": "x"}).status_code for _ in range(4)] == [201] * 4
-    assert direct.front.connections == 1
+    assert direct.proxy.connections == 1
 
 
 def test_connection_is_replaced_at_maximum_age(direct: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("todo_api.database.connections.AGE_SECONDS", 0.2)
+    monkeypatch.setattr("todo_api.database.connections.MAX_AGE_SECONDS", 0.2)
     alice = direct.serve(pool_size=1)()
     direct.wait_until_warm()
     before = sql(direct.direct_url, PIDS)
 
     deadline = time.monotonic() + 5
-    with crowd(3) as threads:
+    with thread_pool(3) as threads:
         while sql(direct.direct_url, PIDS) == before:
             answers = threads.map(lambda _: alice.ask("POST", json={"title": "x"}), range(6))
             assert {answer.status_code for answer in answers} == {201}

@@ -23,7 +23,7 @@ from starlette.testclient import TestClient
 import better_auth
 from better_auth import BetterAuth
 from tests.support.api import Person, error
-from tests.support.crowd import untraced
+from tests.support.threads import untraced
 from todo_api.auth import load_backend
 from todo_api.errors import SettingsError
 from todo_api.main import create_app

@@ -22,7 +22,7 @@ def untraced() -> Iterator[None]:
 
 
 @contextmanager
-def crowd(size: int) -> Iterator[ThreadPoolExecutor]:
+def thread_pool(size: int) -> Iterator[ThreadPoolExecutor]:
     """Run calls in at most `size` threads; all have ended when the block is left."""
     with untraced(), ThreadPoolExecutor(size) as threads:
         yield threads

@@ -38,20 +38,20 @@ def test_each_operation_is_one_round_trip(
         for _ in range(8)
     ]
     neon.wait_until_warm()
-    opened = neon.front.connections
+    opened = neon.proxy.connections
 
     for task_id in [*rows, 2**62, 2**62]:
-        trips, statements = neon.front.trips, neon.front.statements
+        trips, statements = neon.proxy.round_trips, neon.proxy.statements
         answer = alice.ask(method, path.replace("{id}", str(task_id)), json=body, headers=headers)
-        assert (neon.front.trips, neon.front.statements) == (trips + 1, statements + 1)
+        assert (neon.proxy.round_trips, neon.proxy.statements) == (trips + 1, statements + 1)
         assert answer.status_code in (200, 201, 204, 304, 404, 412)
-    assert neon.front.connections == opened == 4
+    assert neon.proxy.connections == opened == 4
 
 
 def test_refused_request_sends_no_statement(neon: Neon) -> None:
     alice = neon.serve()()
     neon.wait_until_warm()
-    before = neon.front.trips
+    before = neon.proxy.round_trips
 
     answers = [
         alice.client.get(alice.path),
@@ -84,7 +84,7 @@ def test_refused_request_sends_no_statement(neon: Neon) -> None:
         405,
         200,
     ]
-    assert neon.front.trips == before
+    assert neon.proxy.round_trips == before
 
 
 def test_idle_connections_have_no_transaction(neon: Neon) -> None:

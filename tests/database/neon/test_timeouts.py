@@ -9,8 +9,8 @@ import pytest
 
 from tests.database.neon.conftest import Neon
 from tests.support.api import error
-from tests.support.crowd import crowd
 from tests.support.postgres import settings_for, sql
+from tests.support.threads import thread_pool
 from todo_api.database import Database
 from todo_api.statements import LIST
 
@@ -33,17 +33,17 @@ def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unresponsive_database_is_500_in_bounded_time(neon: Neon, method: str, path: str) -> None:
     alice = neon.serve(wake_seconds=1)()
     task = alice.create("before")
-    neon.front.fall_silent()
+    neon.proxy.freeze()
 
     started = time.monotonic()
-    with crowd(12) as threads:
+    with thread_pool(12) as threads:
         answers = list(threads.map(lambda _: alice.ask(method, path, json={"title": "x"}), range(12)))
     took = time.monotonic() - started
 
     assert {(answer.status_code, answer.text) for answer in answers} == {(500, '{"error":"Internal server error"}')}
     # `wake_seconds`, the timeout of the statement, two seconds to close the connection, and one to spare.
     assert took < 1 + 0.5 + 2 + 1
-    neon.front.speak()
+    neon.proxy.unfreeze()
     assert task in alice.tasks()
     assert alice.create("after")["title"] == "after"
 
@@ -51,20 +51,20 @@ def test_unresponsive_database_is_500_in_bounded_time(neon: Neon, method: str, p
 def test_request_ends_while_connecting_hangs(direct: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("connecting", "connections"):
         monkeypatch.setattr(f"todo_api.database.{module}.CONNECT_SECONDS", 2)
-    direct.front.fall_silent()
+    direct.proxy.freeze()
     alice = direct.serve(wake_seconds=2.5)()
 
     started = time.monotonic()
     assert alice.ask("GET").status_code == 500
     assert time.monotonic() - started < 3.5, "the end of the second attempt was waited for"
-    direct.front.speak()
+    direct.proxy.unfreeze()
 
 
 def test_unanswered_write_is_not_retried(neon: Neon) -> None:
     alice = neon.serve(pool_size=1)()
     alice.create("old")
-    neon.front.close_when_lost = False
-    neon.front.lose_next_answer = True
+    neon.proxy.close_after_dropping = False
+    neon.proxy.drop_next_response = True
 
     answer = alice.ask("POST", json={"title": "new"})
 
@@ -75,12 +75,12 @@ def test_unanswered_write_is_not_retried(neon: Neon) -> None:
 def test_unanswered_read_is_retried(neon: Neon) -> None:
     alice = neon.serve(pool_size=1)()
     task = alice.create()
-    neon.front.fall_silent()
+    neon.proxy.freeze()
 
-    with crowd(1) as threads:
+    with thread_pool(1) as threads:
         answer = threads.submit(alice.ask, "GET")
         time.sleep(1)
-        neon.front.speak()
+        neon.proxy.unfreeze()
 
         assert answer.result().json() == [task]
 
@@ -88,7 +88,7 @@ def test_unanswered_read_is_retried(neon: Neon) -> None:
 def test_timeout_drops_all_idle_connections(neon: Neon) -> None:
     alice = neon.serve(pool_size=8)()
     neon.wait_until_warm()
-    neon.front.go_half_open()
+    neon.proxy.go_half_open()
 
     started = time.monotonic()
     assert alice.tasks() == []
@@ -100,12 +100,12 @@ def test_timeout_drops_all_idle_connections(neon: Neon) -> None:
 def test_broken_connection_lets_others_be_probed(neon: Neon) -> None:
     alice = neon.serve(pool_size=2)()
     neon.wait_until_warm()
-    neon.front.lose_next_answer = True
+    neon.proxy.drop_next_response = True
     assert alice.ask("POST", json={"title": "x"}).status_code == 500
-    trips = neon.front.trips
+    trips = neon.proxy.round_trips
 
     assert len(alice.tasks()) == 1
-    assert neon.front.trips == trips + 2
+    assert neon.proxy.round_trips == trips + 2
 
 
 def test_connection_of_cancelled_request_is_not_reused(neon: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +113,7 @@ def test_connection_of_cancelled_request_is_not_reused(neon: Neon, monkeypatch: 
     monkeypatch.setattr("todo_api.database.running.READY_SECONDS", 0.2)
     alice = neon.serve(pool_size=1)()
     neon.wait_until_warm()
-    neon.front.go_half_open()
+    neon.proxy.go_half_open()
 
     assert alice.client.get("/health/ready").status_code == 503
     assert alice.ask("POST", json={"title": "x"}).status_code == 201
@@ -155,7 +155,7 @@ def test_timed_out_statement_is_cancelled(neon: Neon) -> None:
 def test_unresponsive_database_does_not_delay_shutdown(neon: Neon) -> None:
     alice = neon.serve()()
     alice.create()
-    neon.front.fall_silent()
+    neon.proxy.freeze()
 
     started = time.monotonic()
     neon.close()
@@ -163,27 +163,27 @@ def test_unresponsive_database_does_not_delay_shutdown(neon: Neon) -> None:
     assert time.monotonic() - started < 2 + 1
 
 
-@pytest.mark.parametrize("silence", ["fall_silent", "go_half_open"])
-@pytest.mark.parametrize("rest_seconds", [0, 60])  # probed before its use, or not
+@pytest.mark.parametrize("silence", ["freeze", "go_half_open"])
+@pytest.mark.parametrize("idle_seconds", [0, 60])  # probed before its use, or not
 def test_cancelled_request_leaves_no_connection_behind(
-    direct: Neon, monkeypatch: pytest.MonkeyPatch, rest_seconds: float, silence: str
+    direct: Neon, monkeypatch: pytest.MonkeyPatch, idle_seconds: float, silence: str
 ) -> None:
     monkeypatch.setattr("todo_api.database.connections.STATEMENT_SECONDS", 5)
-    monkeypatch.setattr("todo_api.database.connections.REST_SECONDS", rest_seconds)
+    monkeypatch.setattr("todo_api.database.connections.IDLE_SECONDS", idle_seconds)
 
     async def leave() -> None:
         database = Database(settings_for(direct.url, pool_size=1))
         assert await database.run(LIST, {"owner": "nobody"}) == "[]"
-        getattr(direct.front, silence)()
+        getattr(direct.proxy, silence)()
         waiting = asyncio.create_task(database.run(LIST, {"owner": "nobody"}))
         await asyncio.sleep(0.1)
         waiting.cancel()
         with suppress(asyncio.CancelledError):
             await waiting
-        direct.front.speak()
+        direct.proxy.unfreeze()
         async with asyncio.timeout(4):
             assert await database.run(LIST, {"owner": "nobody"}) == "[]"
         await database.close()
 
     asyncio.run(leave())
-    assert direct.front.connections > 1
+    assert direct.proxy.connections > 1

@@ -9,12 +9,12 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Self
 
-from tests.support.crowd import untraced
+from tests.support.threads import untraced
 
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 NO_SNI = "Endpoint ID is not specified. Either please upgrade the postgres client library (libpq) for SNI support"
 # The client's messages after which it waits for a response, each one a round trip: Sync, Flush, Query.
-TRIPS = (b"S", b"H", b"Q")
+ROUND_TRIPS = (b"S", b"H", b"Q")
 # The messages that are sent on with the Sync or Flush after them, as clients send them: Parse, Bind, Describe, Execute,
 # Close. If a pooler closed the connection between them, the system would discard its last message.
 PARTS = (b"P", b"B", b"D", b"E", b"C")
@@ -22,7 +22,7 @@ PARTS = (b"P", b"B", b"D", b"E", b"C")
 EXECUTIONS = (b"E", b"Q")
 
 
-class Front:
+class FaultProxy:
     """A proxy on loopback that relays to a port or a Unix socket, `upstream`.
 
     With a certificate it terminates TLS, as Neon's proxy does; without one it accepts plain connections.
@@ -36,7 +36,7 @@ class Front:
         self._tasks: set[asyncio.Task[None]] = set()
         self._waking = threading.Lock()
         self.port = 0
-        self.trips = 0
+        self.round_trips = 0
         self.statements = 0
         self.connections = 0
         self.server_names: list[str] = []
@@ -44,8 +44,8 @@ class Front:
         self.refusals: deque[tuple[str, str]] = deque()  # SQLSTATE and text; one for each new connection
         self.statement_refusals: deque[tuple[str, str]] = deque()  # the same; one instead of running a statement
         self.wake: Callable[[], None] | None = None  # called while new connections are held back
-        self.lose_next_answer = False
-        self.close_when_lost = True
+        self.drop_next_response = False
+        self.close_after_dropping = True
         self._clients: set[asyncio.StreamWriter] = set()
         self._relaying = asyncio.Event()
         self._relaying.set()
@@ -59,8 +59,8 @@ class Front:
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
-    def fall_silent(self) -> None:
-        """Stop relaying, without closing any connection, until `speak`."""
+    def freeze(self) -> None:
+        """Stop relaying, without closing any connection, until `unfreeze`."""
         self._loop.call_soon_threadsafe(self._relaying.clear)
 
     def go_half_open(self) -> None:
@@ -73,7 +73,7 @@ class Front:
 
         self._loop.call_soon_threadsafe(go)
 
-    def speak(self) -> None:
+    def unfreeze(self) -> None:
         """Relay again, beginning with what was held back."""
         self._loop.call_soon_threadsafe(self._relaying.set)
 
@@ -168,10 +168,10 @@ class Front:
         client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         server: tuple[asyncio.StreamReader, asyncio.StreamWriter],
     ) -> None:
-        losing, relaying = asyncio.Event(), self._relaying
+        dropping, relaying = asyncio.Event(), self._relaying
         directions = [
-            asyncio.ensure_future(self._forward(client, server[1], losing, relaying)),
-            asyncio.ensure_future(self._answer(server[0], client[1], losing, relaying)),
+            asyncio.ensure_future(self._forward(client, server[1], dropping, relaying)),
+            asyncio.ensure_future(self._answer(server[0], client[1], dropping, relaying)),
         ]
         try:
             await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
@@ -184,7 +184,7 @@ class Front:
         self,
         client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         server: asyncio.StreamWriter,
-        losing: asyncio.Event,
+        dropping: asyncio.Event,
         relaying: asyncio.Event,
     ) -> None:
         held = b""
@@ -196,22 +196,26 @@ class Front:
                 await _refuse(client[1], *self.statement_refusals.popleft())
                 return
             self.statements += kind in EXECUTIONS
-            if kind in TRIPS:
-                self.trips += 1
-                if self.lose_next_answer and kind == b"S":
-                    self.lose_next_answer = False
-                    losing.set()
+            if kind in ROUND_TRIPS:
+                self.round_trips += 1
+                if self.drop_next_response and kind == b"S":
+                    self.drop_next_response = False
+                    dropping.set()
             if kind not in PARTS:
                 server.write(held)
                 held = b""
 
     async def _answer(
-        self, server: asyncio.StreamReader, client: asyncio.StreamWriter, losing: asyncio.Event, relaying: asyncio.Event
+        self,
+        server: asyncio.StreamReader,
+        client: asyncio.StreamWriter,
+        dropping: asyncio.Event,
+        relaying: asyncio.Event,
     ) -> None:
         while data := await server.read(65536):
             await relaying.wait()
-            if losing.is_set():
-                if not self.close_when_lost:
+            if dropping.is_set():
+                if not self.close_after_dropping:
                     await asyncio.Event().wait()
                 return
             client.write(data)
