@@ -70,6 +70,7 @@ def test_server_error_while_connecting(sqlstate: str, text: str, meaning: Meanin
         (asyncpg.TargetServerAttributeNotMatched("None of the hosts match"), Meaning.AWAY),
         (PermissionError(13, "Permission denied", "/home/todo/.postgresql"), Meaning.LASTING),
         (ssl.SSLCertVerificationError("certificate verify failed"), Meaning.LASTING),
+        (ConnectionError('PostgreSQL server at "db:5432" rejected SSL upgrade'), Meaning.LASTING),
         (asyncpg.ClientConfigurationError("`sslmode` parameter must be one of …"), Meaning.LASTING),
         (ValueError("names an sslrootcert file that cannot be read"), Meaning.LASTING),
     ],
@@ -79,6 +80,7 @@ def test_other_error_while_connecting(error: Exception, meaning: Meaning) -> Non
 
 
 STATEMENTS = [
+    ("08003", "connection was closed in the middle of operation: … due to idle-session timeout", Meaning.NOT_RUN),
     ("53100", "could not extend file: No space left on device", Meaning.OWN),
     ("53200", "out of memory", Meaning.OWN),
     ("53400", "temporary file size exceeds temp_file_limit", Meaning.OWN),

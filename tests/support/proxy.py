@@ -228,6 +228,6 @@ async def _untyped(reader: asyncio.StreamReader) -> bytes:
 
 
 async def _refuse(writer: asyncio.StreamWriter, sqlstate: str, text: str) -> None:
-    fields = f"SERROR\0VERROR\0C{sqlstate}\0M{text}\0\0".encode()
+    fields = f"SFATAL\0VFATAL\0C{sqlstate}\0M{text}\0\0".encode()
     writer.write(b"E" + struct.pack("!i", len(fields) + 4) + fields)
     await writer.drain()

@@ -54,7 +54,7 @@ _CONNECTING = (
 )
 _STATEMENT = (
     Rule("53300|57P03", Meaning.NOT_RUN),  # from a pooler that could not log in
-    Rule("08...|XX000", Meaning.NOT_RUN, text=_REFUSED),
+    Rule("08...|XX000", Meaning.NOT_RUN, text=f"{_REFUSED}|idle-session timeout"),
     Rule("08(?!P01)...|57P0[12]", Meaning.UNKNOWN),  # the connection broke, here or behind a router
     Rule("25006", Meaning.READ_ONLY),
     Rule("26000|42P05", Meaning.UNTRACKED),
@@ -73,7 +73,12 @@ def while_connecting(error: Exception) -> Meaning:
         return _look_up(error, _CONNECTING, Meaning.LASTING)
     if isinstance(error, asyncpg.InternalClientError):  # for example: no host meets target_session_attrs
         return Meaning.AWAY
-    lasting = not isinstance(error, OSError) or isinstance(error, ssl.SSLCertVerificationError) or error.filename
+    lasting = (
+        not isinstance(error, OSError)
+        or isinstance(error, ssl.SSLCertVerificationError)
+        or error.filename
+        or "rejected SSL upgrade" in str(error)
+    )
     return Meaning.LASTING if lasting else Meaning.AWAY
 
 

@@ -103,7 +103,6 @@ class Database:
         elif connection.driver.is_closed() or not isinstance(error, asyncpg.PostgresError):
             self._connections.probe_idle_before_use()
             self._connections.drop(connection)
-            meaning = Meaning.UNKNOWN if meaning is Meaning.OWN else meaning
         elif meaning is Meaning.UNTRACKED:
             self._connections.note_untracked()
             self._connections.drop(connection)

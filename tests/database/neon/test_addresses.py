@@ -1,17 +1,20 @@
 """Several hosts, and several addresses of one host: each has its own timeout."""
 
+import asyncio
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from typing import Any
 
+import asyncpg
 import pytest
 
 from tests.database.neon.conftest import Neon
 from tests.support.api import error
 from tests.support.postgres import settings_for
 from tests.support.proxy import FaultProxy
+from todo_api.database.connecting import Connector
 from todo_api.migrations import migrate
 
 
@@ -47,6 +50,20 @@ def test_unresponsive_host_does_not_block_next(direct: Neon, silent_port: int, o
 
     migrate(settings_for(direct.url))
     assert time.monotonic() - started < 10
+
+
+def test_lasting_error_of_one_host_ends_search(direct: Neon) -> None:
+    with FaultProxy(direct.proxy.port) as refusing:
+        refusing.refusals.append(("28P01", "password authentication failed"))
+        direct.url = f"postgresql://postgres@127.0.0.1:{refusing.port},127.0.0.1:{direct.proxy.port}/todo"
+
+        async def connect() -> None:
+            with pytest.raises(asyncpg.InvalidPasswordError):
+                await Connector(direct.url).connect()
+            assert direct.proxy.connections == 0, "as libpq, which tries another host only if one is unavailable"
+            await (await Connector(direct.url).connect()).close()
+
+        asyncio.run(connect())
 
 
 def test_hosts_in_query_parameters_work(direct: Neon, silent_port: int) -> None:

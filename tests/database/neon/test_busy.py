@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.database.neon.conftest import Neon
+from tests.support.api import error
 from tests.support.postgres import locked, settings_for, sql, waiting_backend
 from tests.support.threads import thread_pool
 from todo_api.database import Database
@@ -123,6 +124,20 @@ def test_readiness_gets_next_free_connection(limited: Neon, monkeypatch: pytest.
         assert ready.result().status_code == 200, "the second update has the connection"
 
     assert {answer.result().status_code for answer in blocked} == {200}
+
+
+def test_readiness_is_503_if_no_connection_is_released(limited: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("todo_api.database.waiting.MOST_SECONDS", 0.3)
+    alice = limited.serve(pool_size=1)()
+    task = alice.create()
+
+    with thread_pool(1) as threads, locked(limited.direct_url, lock(task["id"])):
+        blocked = threads.submit(alice.ask, "PUT", f"/{task['id']}", json={"title": "y"})
+        waiting_backend(limited.direct_url)
+        ready = alice.client.get("/health/ready")
+
+    assert (ready.status_code, ready.json()) == (503, error("Service is not ready"))
+    assert blocked.result().status_code == 200
 
 
 def test_readiness_finds_dead_connections(neon: Neon) -> None:

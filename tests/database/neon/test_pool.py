@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import asyncpg
 import httpx2
 import pytest
 
@@ -82,6 +83,50 @@ def test_old_connection_is_replaced_without_request(direct: Neon) -> None:
         await pool.close()
 
     asyncio.run(replace())
+
+
+def test_closed_connection_is_not_taken(direct: Neon) -> None:
+    async def take() -> None:
+        pool = Connections(Connector(direct.url), limit=1, wake_seconds=0)
+        assert pool.take() is None
+        connection = await pool.acquire(Waiter("a"))
+        pool.release(connection)
+        assert pool.take() is connection
+        pool.release(connection)
+        connection.driver.terminate()
+        assert pool.take() is None
+        await pool.close()
+
+    asyncio.run(take())
+
+
+def test_only_one_attempt_to_connect_is_repeated(direct: Neon) -> None:
+    async def wait() -> None:
+        direct.proxy.refusals.extend([("57P03", "the database system is starting up")] * 6)
+        pool = Connections(Connector(direct.url), limit=4, wake_seconds=5)
+        assert pool.take() is None
+        waiters = [asyncio.create_task(pool.acquire(Waiter(owner))) for owner in "abcd"]
+        while direct.proxy.refusals:
+            assert pool._opening <= 4  # noqa: SLF001  # how many attempts go on is not visible otherwise
+            await asyncio.sleep(0.01)
+            if len(direct.proxy.refusals) <= 2:
+                assert pool._opening == 1  # noqa: SLF001
+        await asyncio.gather(*waiters)
+        await pool.close()
+
+    asyncio.run(wait())
+
+
+def test_warming_gives_up_at_a_lasting_error(direct: Neon) -> None:
+    async def warm() -> None:
+        direct.proxy.refusals.extend([("28P01", "password authentication failed")] * 100)
+        pool = Connections(Connector(direct.url), limit=4, wake_seconds=5)
+        with pytest.raises(asyncpg.InvalidPasswordError):
+            await pool.fill(map(as_query, STATEMENTS))
+        await pool.close()
+
+    asyncio.run(warm())
+    assert direct.proxy.connections == 1, "a server may lock out who repeats a wrong password"
 
 
 def test_full_pooler_is_waited_for(pooled: Neon) -> None:

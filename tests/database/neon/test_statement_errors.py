@@ -154,6 +154,21 @@ def test_write_lost_by_router_is_not_retried(failing: Neon) -> None:
     assert (failing.proxy.statements, failing.proxy.connections) == (before + 1, opened)
 
 
+def test_error_that_ends_the_connection_is_unknown(direct: Neon) -> None:
+    alice = direct.serve(pool_size=1)()
+    direct.wait_until_warm()
+    failure = ("XX000", "something that no table has")
+    direct.proxy.statement_refusals.append(failure)
+
+    answer = alice.ask("POST", json={"title": "x"})
+    assert (answer.status_code, answer.json()) == (500, error("Internal server error"))
+    assert int(answer.headers["retry-after"]) > 0
+
+    direct.proxy.statement_refusals.append(failure)
+    assert alice.tasks() == [], "a read is repeated on a new connection"
+    assert not direct.proxy.statement_refusals
+
+
 @pytest.fixture
 def service_role(direct: Neon) -> Iterator[Neon]:
     """A service whose role gets an error for one owner's rows, as if they were on a dead node."""
@@ -276,16 +291,17 @@ def test_keyed_create_succeeds_beside_reindex(pausing: Neon, *, is_replaced: boo
     assert len(early.stored()) == 1
 
 
-POOLER_IS_FULL = [
+NOT_RUN = [
     ("53300", "sorry, too many clients already"),
+    ("57P05", "terminating connection due to idle-session timeout"),
     ("XX000", "sorry, too many clients already"),
     ("08P01", "client connections exceeded"),
     ("08P01", "no more connections allowed (max_client_conn)"),
 ]
 
 
-@pytest.mark.parametrize(("sqlstate", "text"), POOLER_IS_FULL)
-def test_write_refused_by_full_pooler_is_retried(direct: Neon, sqlstate: str, text: str) -> None:
+@pytest.mark.parametrize(("sqlstate", "text"), NOT_RUN)
+def test_write_that_was_not_run_is_retried(direct: Neon, sqlstate: str, text: str) -> None:
     alice = direct.serve(pool_size=1)()
     direct.wait_until_warm()
     direct.proxy.statement_refusals.extend([(sqlstate, text)] * 2)

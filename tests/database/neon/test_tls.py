@@ -99,6 +99,19 @@ def test_unverified_server_gets_no_password(
     assert took < 5, "it will not pass by waiting"
 
 
+def test_server_without_tls_is_refused_at_once(direct: Neon, caplog: pytest.LogCaptureFixture) -> None:
+    direct.url = f"postgresql://postgres:s3cret-pa55word@localhost:{direct.proxy.port}/todo?sslmode=require"
+    alice = direct.serve(pool_size=1)()
+
+    started = time.monotonic()
+    answer = alice.ask("GET")
+
+    assert (answer.status_code, answer.json()) == (500, error("Internal server error"))
+    assert time.monotonic() - started < 2
+    assert "rejected SSL upgrade" in caplog.text
+    assert "pa55word" not in caplog.text
+
+
 def test_system_authorities_are_the_default(trusted: Neon, caplog: pytest.LogCaptureFixture) -> None:
     trusted.url = f"postgresql://postgres@localhost:{trusted.proxy.port}/todo?{STRICT}"
     alice = trusted.serve(pool_size=1)()
