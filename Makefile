@@ -24,7 +24,7 @@ better-auth: $(VENV)/ready examples/node_modules/ready ## serve behind a real Be
 test: $(VENV)/ready examples/node_modules/ready .servers/ready ## run the whole test suite, on real PostgreSQL
 	$(BIN)/pytest --numprocesses 3 --dist worksteal --cov --cov-report=term -rs
 
-test-fast: $(VENV)/ready ## run what needs no pooler, no Node.js, no browser and no process of its own: half a minute
+test-fast: $(VENV)/ready ## run all tests but those of migrations, poolers, Node.js, browsers and processes: half a minute
 	$(BIN)/pytest --numprocesses 3 --dist worksteal -m 'not slow' tests/api tests/database/test_*.py tests/test_*.py
 
 test-clients: $(VENV)/bench tests/clients/node_modules/ready ## generate clients from openapi.json, compile them and run them against the service

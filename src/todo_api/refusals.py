@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections import Counter
 
 logger = logging.getLogger(__name__)
@@ -19,16 +20,16 @@ class Refusals:
 
     def record(self, where: str) -> None:
         """Count a refused request, of the running event loop."""
-        loop = asyncio.get_running_loop()
         self.counts[where] += 1
-        self._last_at = loop.time()
+        self._last_at = time.monotonic()
         if self._began_at is None:
             self._began_at = self._last_at
             logger.warning("overload: requests are refused, the first by the %s", where)
+            loop = asyncio.get_running_loop()
             loop.call_later(QUIET_SECONDS, self._end, loop)
 
     def _end(self, loop: asyncio.AbstractEventLoop) -> None:
-        left = self._last_at + QUIET_SECONDS - loop.time()
+        left = self._last_at + QUIET_SECONDS - time.monotonic()
         if left > 0:
             loop.call_later(left, self._end, loop)
             return

@@ -24,6 +24,8 @@ from todo_api.errors import MigrationError
 from todo_api.migrations import VERSION_TABLE, migrate
 from todo_api.models import Task, User
 
+pytestmark = pytest.mark.slow
+
 BETTER_AUTH = """
     CREATE TABLE "user" (
         id text PRIMARY KEY, name text NOT NULL, email text NOT NULL UNIQUE, "emailVerified" boolean NOT NULL,

@@ -171,7 +171,7 @@ class Connections:
             # One attempt to connect is always made, even if `wake_seconds` is shorter; its failure ends the waiting.
             patience = max(self._wake_seconds, CONNECT_SECONDS)
             self._fail_waiting(self._failure or TimeoutError("no connection could be opened"), now - patience)
-        self._waiting.watch()
+        self._waiting.watch(now)
         self._ticking = asyncio.get_running_loop().call_later(TICK_SECONDS, self._tick)
 
     def _fail_waiting(self, error: Exception, since: float) -> None:

@@ -26,6 +26,7 @@ WOKEN_SECONDS = 2.0  # additional wait of requests that queued while the databas
 RATE_SECONDS = 0.25  # time to measure the rate before the limits apply
 RATE_DECAY = 0.95  # decay of the measured rate at each update
 MAX_WAITING = 1000
+WATCH_SECONDS = 0.1  # a shorter wait ends before watching its client would be worth its cost
 
 # Raises when the client has disconnected.
 Interrupt = Callable[[], Awaitable[Never]]
@@ -164,10 +165,10 @@ class Waiting:
         for waiter in self:
             waiter.limited_from = moment
 
-    def watch(self) -> None:
-        """Watch the waiters' clients, and remove the request of one that disconnects."""
+    def watch(self, now: float) -> None:
+        """Watch the clients of requests that have waited for some time; the request of one that disconnects leaves."""
         for waiter in self:
-            if waiter.interrupt and not waiter.interrupting:
+            if waiter.interrupt and not waiter.interrupting and now - waiter.since >= WATCH_SECONDS:
                 waiter.interrupting = asyncio.create_task(self._watch(waiter, waiter.interrupt))
 
     async def _watch(self, waiter: Waiter, interrupt: Interrupt) -> None:
