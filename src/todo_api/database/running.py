@@ -24,6 +24,10 @@ READY_SECONDS = 1.5  # timeout of a readiness check
 IDLE_CHECK_SECONDS = 0.5  # part of that for an idle connection, which may be dead
 REPLACE_SECONDS = 1.0  # time to retry on another connection, even if `wake_seconds` is shorter
 TRIES = 8  # retries of a statement that was rolled back, or refused by a server that has become read-only
+# A pooler that tracks prepared statements gives them other names in the server. Prepared under this name, the statement
+# finds out, whichever of the pooler's connections it runs on.
+_TRACKING_NAME = "todo_api_tracking"
+_IS_TRACKED = f"SELECT NOT EXISTS (SELECT FROM pg_prepared_statements WHERE name = '{_TRACKING_NAME}')"  # noqa: S608  # a constant
 
 
 class Database:
@@ -148,11 +152,13 @@ class Database:
             await self._run_check(await connections.acquire(Waiter(None), first=True), query)
             return
         try:
-            # If the pooler still tracks no prepared statements, some of these names already exist.
-            for needed in (*connections.queries, query) if connections.untracked else (query,):
-                await connection.prepare(needed)
-            await connection.prepared[query.name].fetchval(*query.arguments({}))
-            connections.untracked = False
+            if connections.untracked:
+                tracking = await connection.driver.prepare(_IS_TRACKED, name=_TRACKING_NAME)
+                if not await tracking.fetchval():
+                    raise ConnectionError("the pooler still tracks no prepared statements")
+                connections.untracked = False
+            prepared = await connection.prepare(query)
+            await prepared.fetchval(*query.arguments({}))
         finally:
             connection.driver.terminate()
 
