@@ -21,6 +21,7 @@ from todo_api.door import Door
 from todo_api.error_handlers import add_error_handlers
 from todo_api.errors import SettingsError
 from todo_api.middleware import CORS, CrashGuard, RequestLog
+from todo_api.owner_route import OwnerRoute
 from todo_api.settings import Settings
 from todo_api.statements import STATEMENTS
 
@@ -66,6 +67,10 @@ def create_app(settings: Settings | None = None, auth_backend: AuthenticationBac
             head = copy.copy(route)  # a separate route, because FastAPI would document both under one operation id
             head.methods, head.include_in_schema = {"HEAD"}, False
             app.routes.append(head)
+    task_routes = [route for route in app.routes if isinstance(route, OwnerRoute)]
+    for route in task_routes:
+        same_path = [other.methods or set() for other in task_routes if other.path == route.path]
+        route.methods_elsewhere = set().union(*same_path) - (route.methods or set())
     add_error_handlers(app)
     app.state.auth_backend = auth_backend
     app.state.database = telemetry.TracedDatabase(settings) if traced else Database(settings)

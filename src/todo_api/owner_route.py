@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 from fastapi.routing import APIRoute
+from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from todo_api.auth import identify
@@ -24,6 +25,13 @@ class OwnerRoute(APIRoute):
     def __init__(self, path: str, endpoint: Any, **options: Any) -> None:  # noqa: ANN401  # passed through unchanged
         super().__init__(path, endpoint, **options)
         self.app = self._serve
+        self.methods_elsewhere: set[str] = set()  # those of other routes with the same path
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Match a request; quickly refuse a method for which another route has the same path."""
+        if scope.get("method") in self.methods_elsewhere:
+            return Match.NONE, {}
+        return super().matches(scope)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = OwnerRequest(scope, receive, send)
