@@ -11,6 +11,7 @@ from tests.support.api import new_account
 from tests.support.postgres import settings_for, sql
 from todo_api.database import Database
 from todo_api.errors import DatabaseUnavailable, TaskNotFound
+from todo_api.statements import LIST
 from todo_api.tasks import TaskStore
 
 SAYING = "does not track prepared statements"
@@ -67,6 +68,19 @@ def test_untracked_pooler_is_logged_and_not_ready(untracked: Neon, caplog: pytes
     untracked.bouncer.start()
     assert alice.client.get("/health/ready").status_code == 200
     assert alice.create()["title"] == "Buy milk"
+
+
+def test_readiness_alone_finds_untracked_pooler(untracked: Neon, caplog: pytest.LogCaptureFixture) -> None:
+    async def check() -> None:
+        first, second = [Database(settings_for(untracked.url, pool_size=1)) for _ in range(2)]
+        await first.check(LIST)
+        with pytest.raises(DatabaseUnavailable):
+            await second.check(LIST)
+        assert SAYING in caplog.text
+        await first.close()
+        await second.close()
+
+    asyncio.run(check())
 
 
 def test_unknown_prepared_statement_is_500(untracked: Neon, caplog: pytest.LogCaptureFixture) -> None:
