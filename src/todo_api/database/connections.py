@@ -78,7 +78,7 @@ class Connections:
                 connection.driver.terminate()
         self._open = set()
         self._idle: list[Connection] = []  # last in, first out
-        self._waiting = Waiting(self.refusals)
+        self._waiting = Waiting(self.refusals, self.limit)
         self._is_filling = False
         self._ticking: asyncio.TimerHandle | None = None
         self._opening = self._closing = 0

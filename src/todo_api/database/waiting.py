@@ -25,6 +25,7 @@ MOST_SECONDS = 1.5  # limit of the real wait
 WOKEN_SECONDS = 2.0  # additional wait of requests that queued while the database was unavailable
 RATE_SECONDS = 0.25  # time to measure the rate before the limits apply
 RATE_DECAY = 0.95  # decay of the measured rate at each update
+STALL_SECONDS = 0.1  # a longer time between two updates is a pause of this process, not of the database
 MAX_WAITING = 1000
 WATCH_SECONDS = 0.1  # a shorter wait ends before watching its client would be worth its cost
 
@@ -55,8 +56,9 @@ class Waiter:
 class Waiting:
     """A queue of waiters for each owner, and the owners in the order in which they are served next."""
 
-    def __init__(self, refusals: Refusals) -> None:
+    def __init__(self, refusals: Refusals, connections: int) -> None:
         self._refusals = refusals
+        self._connections = connections
         self._queues: OrderedDict[object, OrderedDict[Waiter, None]] = OrderedDict()
         self._length = 0
         self._is_paused = True
@@ -88,9 +90,12 @@ class Waiting:
         return not self._is_paused and self._expected(owner) > self._bound(now)
 
     def _expected(self, owner: object) -> float:
-        """Return the expected wait of the owner's next request: before each one, every other owner is served once."""
+        """Return the expected wait of the owner's next request: before each one, every other owner is served once.
+
+        Every connection counts as about to be released, so that a short pause of the database refuses nobody.
+        """
         turns = len(self._queues.get(owner, ())) + 1
-        return min(turns * len(self._queues), self._length + 1) * self._seconds / (self._served + 1)
+        return min(turns * len(self._queues), self._length + 1) * self._seconds / (self._served + self._connections)
 
     def _bound(self, now: float) -> float:
         """Return the limit of the expected wait: none until the rate has been measured."""
@@ -142,7 +147,7 @@ class Waiting:
 
     def expire(self, now: float) -> None:
         """Update the rate of service, and refuse the waiters that have waited too long."""
-        self._seconds = (self._seconds + now - self._measured_at) * RATE_DECAY
+        self._seconds = (self._seconds + min(now - self._measured_at, STALL_SECONDS)) * RATE_DECAY
         self._served *= RATE_DECAY
         self._measured_at = now
         for waiter in [*self]:

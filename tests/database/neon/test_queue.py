@@ -53,11 +53,17 @@ def joined(queue: Waiting, owner: str, now: float) -> Waiter:
     return waiter
 
 
-def open_queue() -> Waiting:
+def open_queue(connections: int = 1) -> Waiting:
     """Create the queue of an available database."""
-    queue = Waiting(Refusals())
+    queue = Waiting(Refusals(), connections)
     queue.resume(0)
     return queue
+
+
+def pass_second(queue: Waiting) -> None:
+    """Let the first second pass without serving anyone."""
+    for tick in range(1, 51):
+        queue.expire(tick / 50)
 
 
 def is_refused(waiter: Waiter) -> bool:
@@ -162,7 +168,7 @@ async def test_empty_queue_resets_the_expected_wait() -> None:
     queue = open_queue()
     for _ in range(3):
         joined(queue, "a", 0)
-    queue.expire(1)
+    pass_second(queue)
     with pytest.raises(Busy):
         joined(queue, "a", 1)
     for _ in range(3):
@@ -172,6 +178,29 @@ async def test_empty_queue_resets_the_expected_wait() -> None:
         joined(queue, "a", 1)
 
     assert len(queue) == 3
+
+
+@in_a_loop
+async def test_pause_of_the_process_refuses_nobody() -> None:
+    queue = open_queue()
+    for _ in range(3):
+        joined(queue, "a", 0)
+
+    queue.expire(1)
+
+    assert joins(queue, "a", 1)
+
+
+@in_a_loop
+async def test_more_connections_shorten_the_expected_wait() -> None:
+    for connections, is_joined in ((1, False), (10, True)):
+        queue = open_queue(connections)
+        for _ in range(5):
+            joined(queue, "a", 0)
+
+        pass_second(queue)
+
+        assert joins(queue, "a", 1) is is_joined
 
 
 @in_a_loop
@@ -198,7 +227,7 @@ async def test_full_queue_refuses_from_the_longest() -> None:
 
 @in_a_loop
 async def test_waiting_for_database_is_not_limited() -> None:
-    queue = Waiting(Refusals())
+    queue = Waiting(Refusals(), 1)
     first = joined(queue, "a", 0)
     queue.expire(5)
     joined(queue, "a", 5)
