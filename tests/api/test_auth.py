@@ -15,11 +15,11 @@ from starlette.authentication import (
     SimpleUser,
     UnauthenticatedUser,
 )
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tests.support.api import Person, error
+from tests.support.api import BearerIsIdentity, CheckedClient, Person, error
 from tests.support.postgres import settings_for
 from todo_api.auth import load_backend
 from todo_api.errors import SettingsError
@@ -354,6 +354,20 @@ def test_crashing_backend_is_answered_with_500(
 
     assert (answer.status_code, answer.json()) == (500, error("Internal server error"))
     assert "the keys cannot be fetched" in caplog.text
+
+
+class ReadingTheBody(BearerIsIdentity):
+    async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, BaseUser] | None:
+        assert isinstance(conn, Request)
+        assert await conn.body() == b'{"title":"signed"}'
+        return await super().authenticate(conn)
+
+
+def test_backend_may_read_the_body(settings: Settings, alice: Person) -> None:
+    with CheckedClient(create_app(settings, ReadingTheBody())) as client:
+        answer = client.post(alice.path, headers=alice.headers, json={"title": "signed"})
+
+    assert (answer.status_code, answer.json()["title"]) == (201, "signed")
 
 
 class Blocking(AuthenticationBackend):

@@ -24,9 +24,7 @@ CANCEL_SECONDS = 2.0  # timeout of cancelling it
 TICK_SECONDS = 0.02  # interval of checking the waiting requests
 IDLE_SECONDS = 1.0  # a connection that was idle for longer is probed before use
 PROBE_SECONDS = 0.5
-MAX_AGE_SECONDS = (
-    600.0  # connections are replaced at about this age, because the host name may resolve to another server
-)
+MAX_AGE_SECONDS = 600.0  # connections are replaced at about this age: the host name may resolve to another server
 MIN_AGE_SECONDS = 1.0  # a younger connection is not replaced after a failover
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # between two attempts
 # What the driver raises if a statement or its connection fails.

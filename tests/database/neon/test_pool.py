@@ -110,7 +110,7 @@ def test_only_one_attempt_to_connect_is_repeated(direct: Neon) -> None:
             assert pool._opening <= 4  # noqa: SLF001  # how many attempts go on is not visible otherwise
             await asyncio.sleep(0.01)
             if len(direct.proxy.refusals) <= 2:
-                assert pool._opening == 1  # noqa: SLF001
+                assert pool._opening == 1  # noqa: SLF001  # the same
         await asyncio.gather(*waiters)
         await pool.close()
 
