@@ -76,7 +76,9 @@ def test_readiness_alone_finds_untracked_pooler(untracked: Neon, caplog: pytest.
         await first.check(LIST)
         with pytest.raises(DatabaseUnavailable):
             await second.check(LIST)
-        assert SAYING in caplog.text
+        with pytest.raises(DatabaseUnavailable):
+            await second.run(LIST, {"owner": "nobody"})
+        assert caplog.text.count(SAYING) == 1
         await first.close()
         await second.close()
 
