@@ -68,7 +68,8 @@ async def _http_exception(request: Request, error: Exception) -> JSONResponse:
     if error.status_code == 405:
         # Starlette names the methods of the first route that matches; the path may have more. A mounted application
         # names its own methods, under its own `root_path`.
-        scope = {**request.scope, "root_path": request.scope.get("app_root_path", request.scope["root_path"])}
+        root_path = request.scope.get("app_root_path", request.scope.get("root_path", ""))
+        scope = {**request.scope, "root_path": root_path}
         matching = [route for route in request.app.routes if route.matches(scope)[0] is not Match.NONE]
         methods = sorted({method for route in matching for method in getattr(route, "methods", None) or ()})
         allowed = {"Allow": ", ".join(methods)} if methods else error.headers

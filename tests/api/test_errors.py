@@ -1,11 +1,14 @@
 """One body shape for every error, on every path, with CORS headers and without internal details."""
 
+import asyncio
+import json
 import logging
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from starlette.testclient import TestClient, WebSocketDenialResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from tests.support.api import BearerIsIdentity, CheckedClient, Person, error
 from tests.support.postgres import settings_for, sql
@@ -55,6 +58,22 @@ def test_error_for_method_and_path(
     answer = client.request(method, path, headers={"Origin": ORIGIN, **credentials})
 
     assert_error(answer, status, message)
+
+
+@pytest.mark.parametrize(("method", "path", "status", "message"), PATHS)
+def test_scope_without_optional_keys(settings: Settings, method: str, path: str, status: int, message: str) -> None:
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(sending: Message) -> None:
+        sent.append(sending)
+
+    scope = {"type": "http", "method": method, "path": unquote(path), "query_string": b"", "headers": []}
+    asyncio.run(create_app(settings, BearerIsIdentity())(scope, receive, send))
+
+    assert (sent[0]["status"], json.loads(sent[1]["body"])) == (status, error(message))
 
 
 @pytest.mark.parametrize(
