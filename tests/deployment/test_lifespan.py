@@ -11,7 +11,7 @@ from starlette.types import Message
 from tests.database.test_database import scope_of
 from tests.support.api import BearerIsIdentity, Person
 from tests.support.postgres import settings_for
-from todo_api.main import create_app
+from todo_api.main import GC_THRESHOLD, create_app
 from todo_api.settings import Settings
 
 
@@ -23,6 +23,18 @@ def test_lifespan_freezes_the_garbage_collector(settings: Settings) -> None:
         assert gc.get_freeze_count() > before
 
     assert gc.get_freeze_count() == 0
+
+
+@pytest.mark.parametrize(("before", "meanwhile"), [(700, GC_THRESHOLD), (GC_THRESHOLD + 1, GC_THRESHOLD + 1), (0, 0)])
+def test_garbage_collector_runs_less_often(settings: Settings, before: int, meanwhile: int) -> None:
+    restored = gc.get_threshold()
+    gc.set_threshold(before, 9, 8)
+    try:
+        with TestClient(create_app(settings)):
+            assert gc.get_threshold() == (meanwhile, 9, 8)
+        assert gc.get_threshold() == (before, 9, 8)
+    finally:
+        gc.set_threshold(*restored)
 
 
 def test_shutdown_cancels_the_opening_of_connections() -> None:
