@@ -5,6 +5,7 @@ requests that are served.
 """
 
 import asyncio
+import random
 import time
 from typing import Any
 
@@ -23,7 +24,7 @@ CALM_SECONDS = 1.0  # until it has not been exceeded for this time
 MOST_IN_FLIGHT = 2000  # always applies, and bounds the memory
 # Refusals of an owner who has most of the requests in flight are delayed, so that clients of one user that retry
 # immediately do not use up the processor; only so many at a time.
-DELAY_SECONDS = 0.05
+DELAY_SECONDS = 0.09
 MOST_DELAYED = 200
 
 
@@ -88,7 +89,8 @@ class Door:
     async def _delay(self) -> None:
         self._delayed += 1
         try:
-            await asyncio.sleep(DELAY_SECONDS)
+            # With jitter, so that they do not come again at the same moment, in the way of everyone else.
+            await asyncio.sleep(DELAY_SECONDS * random.uniform(0.7, 1.3))  # noqa: S311  # no secret
         finally:
             self._delayed -= 1
 

@@ -27,6 +27,8 @@ PROBE_SECONDS = 0.5
 MAX_AGE_SECONDS = 600.0  # connections are replaced at about this age: the host name may resolve to another server
 MIN_AGE_SECONDS = 1.0  # a younger connection is not replaced after a failover
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # between two attempts
+# With so many open connections one is kept idle for other owners while only one owner waits, who loses a tenth at most.
+LEAST_TO_SPARE = 10
 # What the driver raises if a statement or its connection fails.
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 
@@ -113,10 +115,10 @@ class Connections:
         """Tell whether `acquire` would raise `Busy` for this owner."""
         return bool(self._waiting) and self._waiting.would_refuse(owner, time.monotonic())
 
-    def take(self) -> Connection | None:
-        """Return an idle connection that was used recently enough to need no probe, if there is one."""
+    def take(self, owner: object = None) -> Connection | None:
+        """Return an idle connection that was used recently enough to need no probe, if there is one for this owner."""
         self._use_running_loop()
-        if self._idle:
+        if self._idle and not self._waiting.has(owner):
             connection = self._idle[-1]
             if time.monotonic() < connection.fresh_until and not connection.driver.is_closed():
                 return self._idle.pop()
@@ -132,7 +134,7 @@ class Connections:
         Raises `Busy` when too many others wait, `DatabaseUnavailable` when none can be opened for `wake_seconds`, and
         what the waiter's interrupt raises.
         """
-        while self._idle:
+        while self._idle and not self._waiting.has(waiter.owner):
             connection = self._idle.pop()
             if connection.driver.is_closed() or time.monotonic() >= connection.retire_at:
                 self.drop(connection)
@@ -165,6 +167,8 @@ class Connections:
         now = time.monotonic()
         if self._open:
             self._waiting.expire(now)
+            if self._idle and len(self._open) < LEAST_TO_SPARE:
+                self._offer(self._idle.pop())  # no longer kept
         else:
             # One attempt to connect is always made, even if `wake_seconds` is shorter; its failure ends the waiting.
             patience = max(self._wake_seconds, CONNECT_SECONDS)
@@ -208,7 +212,9 @@ class Connections:
                 self._start_opening()
 
     def _offer(self, connection: Connection) -> None:
-        while self._waiting:
+        """Hand a connection to the next waiting request, or keep it idle."""
+        keeps = not self._idle and len(self._open) >= LEAST_TO_SPARE
+        while self._waiting and not (keeps and self._waiting.is_flood(time.monotonic())):
             future = self._waiting.pop().future
             if not future.done():
                 future.set_result(connection)

@@ -73,7 +73,7 @@ class Database:
         arguments = query.arguments(parameters)
         since = time.monotonic()
         tries = 0
-        connection = self._connections.take()
+        connection = self._connections.take(parameters.get("owner"))
         while True:
             if connection is None:
                 connection = await self._connections.acquire(Waiter(parameters.get("owner"), since, interrupt))

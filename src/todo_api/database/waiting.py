@@ -71,6 +71,14 @@ class Waiting:
     def __iter__(self) -> Iterator[Waiter]:
         return (waiter for queue in self._queues.values() for waiter in queue)
 
+    def has(self, owner: object) -> bool:
+        """Tell whether a request of this owner waits."""
+        return owner in self._queues
+
+    def is_flood(self, now: float) -> bool:
+        """Tell whether only one owner waits, and the queue has not been empty for `BURST_SECONDS`."""
+        return len(self._queues) == 1 and not self._is_paused and now - self._busy_since >= BURST_SECONDS
+
     def join(self, waiter: Waiter, now: float) -> None:
         """Append a waiter to its owner's queue.
 

@@ -18,7 +18,7 @@ from tests.support.serving import uvicorn
 from tests.support.threads import thread_pool
 from todo_api.database import Database
 from todo_api.database.connecting import Connector
-from todo_api.database.connections import Connections
+from todo_api.database.connections import LEAST_TO_SPARE, Connections
 from todo_api.database.query import as_query
 from todo_api.database.waiting import Waiter
 from todo_api.statements import STATEMENTS
@@ -98,6 +98,46 @@ def test_closed_connection_is_not_taken(direct: Neon) -> None:
         await pool.close()
 
     asyncio.run(take())
+
+
+def test_one_connection_is_kept_for_other_owners(direct: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def compete() -> None:
+        pool = Connections(Connector(direct.url), limit=LEAST_TO_SPARE, wake_seconds=5)
+        assert pool.take("flood") is None
+        used = [await pool.acquire(Waiter("flood")) for _ in range(pool.limit)]
+        flood = [asyncio.create_task(pool.acquire(Waiter("flood"))) for _ in range(3)]
+        await asyncio.sleep(0)
+
+        pool.release(used.pop())
+        used.append(await flood.pop(0))
+        assert pool.idle == 0, "a burst uses every connection"
+
+        monkeypatch.setattr("todo_api.database.waiting.BURST_SECONDS", 0)
+        pool.release(used.pop())
+        assert pool.take("flood") is None
+        flood.append(asyncio.create_task(pool.acquire(Waiter("flood"))))
+        await asyncio.sleep(0)
+        assert (pool.idle, pool.waiting) == (1, 3)
+        kept = pool.take("neighbour")
+        assert kept
+        pool.release(kept)
+        assert await pool.acquire(Waiter("neighbour")) is kept
+        pool.release(kept)
+
+        pool.release(used.pop())
+        used.append(await flood.pop(0))
+        assert (pool.idle, pool.waiting) == (1, 2)
+
+        direct.proxy.refusals.extend([("53300", "too many connections")] * 100)
+        for connection in used:
+            pool.drop(connection)
+        assert await flood.pop(0) is kept, "no other connection can be opened"
+        for waiting in flood:
+            waiting.cancel()
+        await asyncio.wait(flood)
+        await pool.close()
+
+    asyncio.run(compete())
 
 
 def test_only_one_attempt_to_connect_is_repeated(direct: Neon) -> None:

@@ -18,6 +18,7 @@ from tests.support.api import BearerIsIdentity, Person, error, on_one_connection
 from tests.support.postgres import locked, settings_for, waiting_backend
 from tests.support.threads import thread_pool
 from todo_api.database import Database
+from todo_api.database.connections import LEAST_TO_SPARE
 from todo_api.database.waiting import (
     BURST_SECONDS,
     MAX_WAITING,
@@ -138,6 +139,23 @@ async def test_expected_wait_is_limited_by_length() -> None:
 
     # 31 turns of two owners each would be 62 requests, but only 31 are in the queue.
     assert joins(queue, "flood", BURST_SECONDS)
+
+
+@in_a_loop
+async def test_flood_is_a_long_queue_of_one_owner() -> None:
+    queue = open_queue()
+    assert not queue.is_flood(BURST_SECONDS)
+    flood = joined(queue, "flood", 0)
+
+    assert not queue.is_flood(BURST_SECONDS - 0.1)
+    assert queue.is_flood(BURST_SECONDS)
+    neighbour = joined(queue, "neighbour", BURST_SECONDS)
+    assert not queue.is_flood(BURST_SECONDS)
+    queue.leave(neighbour)
+    assert queue.is_flood(BURST_SECONDS)
+    queue.pause()
+    assert not queue.is_flood(BURST_SECONDS)
+    queue.leave(flood)
 
 
 @in_a_loop
@@ -296,6 +314,30 @@ def test_flood_does_not_block_other_owners(database_url: str) -> None:
 
     assert order[:7] == ["flood", "neighbour"] * 3 + ["flood"]
     assert Counter(order) == {"flood": 200, "neighbour": 3}
+
+
+def test_neighbour_of_a_flood_does_not_wait(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("todo_api.database.waiting.BURST_SECONDS", 0)
+
+    async def compete() -> None:
+        database = Database(settings_for(database_url, pool_size=LEAST_TO_SPARE))
+        await database.warm(STATEMENTS)
+        pool = database._connections  # noqa: SLF001  # to hold its connections without statements
+        used = [await pool.acquire(Waiter("flood")) for _ in range(LEAST_TO_SPARE)]
+        flood = [asyncio.create_task(database.run(LIST, {"owner": "flood"}))]
+        await asyncio.sleep(0)
+        pool.release(used.pop())
+        flood.append(asyncio.create_task(database.run(LIST, {"owner": "flood"})))
+
+        assert await asyncio.wait_for(database.run(LIST, {"owner": "neighbour"}), 5) == "[]"
+
+        assert pool.waiting == len(flood)
+        for connection in used:
+            pool.release(connection)
+        assert await asyncio.gather(*flood) == ["[]", "[]"]
+        await database.close()
+
+    asyncio.run(compete())
 
 
 def test_disconnected_client_in_queue_runs_nothing(settings: Settings, alice: Person) -> None:
