@@ -7,6 +7,7 @@ requests that are served.
 import asyncio
 import random
 import time
+from math import inf
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -20,7 +21,7 @@ from todo_api.middleware import CORS, common_headers
 IN_FLIGHT_PER_CONNECTION = 6
 LEAST_IN_FLIGHT = 64
 BURST_SECONDS = 0.25  # the limit applies after being exceeded for this time
-CALM_SECONDS = 1.0  # until it has not been exceeded for this time
+CALM_SECONDS = 0.2  # until fewer requests have been in flight for this time
 MOST_IN_FLIGHT = 2000  # always applies, and bounds the memory
 # Refusals of an owner who has most of the requests in flight are delayed, so that clients of one user that retry
 # immediately do not use up the processor; only so many at a time.
@@ -44,8 +45,8 @@ class Door:
         self._refuse = CORS(self._send_refusal, **cors_options)
         self._in_flight = self._delayed = 0
         self._by_owner: dict[str, int] = {}
-        # When the limit was exceeded: the first time in this overload, and the last time.
-        self._overloaded_since = self._overloaded_at = -CALM_SECONDS
+        # Since when the limit has been exceeded in this overload, and since when fewer requests have been in flight.
+        self._overloaded_since = self._calm_since = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -66,6 +67,8 @@ class Door:
             await self.app(scope, receive, send)
         finally:
             self._in_flight -= 1
+            if self._calm_since == inf and self._in_flight < _limit(database):
+                self._calm_since = time.monotonic()
             if self._by_owner[owner] > 1:
                 self._by_owner[owner] -= 1
             else:
@@ -73,14 +76,14 @@ class Door:
 
     def _exceeds_limit(self, owner: str, database: Database) -> bool:
         """Tell whether to refuse a request of this owner; also update the state of the overload."""
-        if self._in_flight < max(IN_FLIGHT_PER_CONNECTION * database.pool_size, LEAST_IN_FLIGHT):
+        if self._in_flight < _limit(database):
             return False
         if self._in_flight >= MOST_IN_FLIGHT:
             return True
         now = time.monotonic()
-        if now - self._overloaded_at > CALM_SECONDS:
+        if now - self._calm_since > CALM_SECONDS:
             self._overloaded_since = now
-        self._overloaded_at = now
+        self._calm_since = inf
         if database.is_unavailable or now - self._overloaded_since < BURST_SECONDS:
             return False
         # Exempt an owner with, including this one, at most half of the average number of requests per owner.
@@ -98,6 +101,10 @@ class Door:
         headers = [*self._headers, *common_headers(scope)]
         await send({"type": "http.response.start", "status": Busy.status, "headers": headers})
         await send({"type": "http.response.body", "body": self._body})
+
+
+def _limit(database: Database) -> int:
+    return max(IN_FLIGHT_PER_CONNECTION * database.pool_size, LEAST_IN_FLIGHT)
 
 
 def _owner(scope: Scope) -> str | None:

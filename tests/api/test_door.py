@@ -175,15 +175,22 @@ def test_limited_number_of_refusals_is_delayed(settings: Settings, bounds: Calla
 
 def test_burst_passes_the_door(settings: Settings, bounds: Callable[..., None]) -> None:
     async def test(service: Service) -> None:
-        bounds(BURST_SECONDS=60)
+        bounds(BURST_SECONDS=60, CALM_SECONDS=0)
         await service.start("alice", 5)
         assert await service.statuses("alice") == [200]
-        bounds(BURST_SECONDS=0)
-        assert await service.statuses("alice") == [503], "the burst has become an overload"
-        bounds(BURST_SECONDS=60, CALM_SECONDS=-1)
-        assert await service.statuses("alice") == [200], "a new burst"
         bounds(MOST_IN_FLIGHT=5)
         assert await service.statuses("alice") == [503]
+        bounds(BURST_SECONDS=0, MOST_IN_FLIGHT=100)
+        assert await service.statuses("alice") == [503], "the burst has become an overload"
+
+        bounds(BURST_SECONDS=1)
+        assert await service.statuses("bob") == [200], "few in flight of this owner"
+        await asyncio.sleep(1.1)
+        assert await service.statuses("alice") == [503], "as long as too many are in flight, however few come"
+        assert await service.release() == [200] * 5
+        service.backend.released.clear()
+        await service.start("alice", 5)
+        assert await service.statuses("alice") == [200], "a new burst"
 
     run_with(settings, test)
 

@@ -112,7 +112,7 @@ def test_one_connection_is_kept_for_other_owners(direct: Neon, monkeypatch: pyte
         used.append(await flood.pop(0))
         assert pool.idle == 0, "a burst uses every connection"
 
-        monkeypatch.setattr("todo_api.database.waiting.BURST_SECONDS", 0)
+        monkeypatch.setattr("todo_api.database.waiting.FLOOD_SECONDS", 0)
         pool.release(used.pop())
         assert pool.take("flood") is None
         flood.append(asyncio.create_task(pool.acquire(Waiter("flood"))))

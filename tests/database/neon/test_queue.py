@@ -21,6 +21,7 @@ from todo_api.database import Database
 from todo_api.database.connections import LEAST_TO_SPARE
 from todo_api.database.waiting import (
     BURST_SECONDS,
+    FLOOD_SECONDS,
     MAX_WAITING,
     MOST_SECONDS,
     RATE_SECONDS,
@@ -144,17 +145,17 @@ async def test_expected_wait_is_limited_by_length() -> None:
 @in_a_loop
 async def test_flood_is_a_long_queue_of_one_owner() -> None:
     queue = open_queue()
-    assert not queue.is_flood(BURST_SECONDS)
+    assert not queue.is_flood(FLOOD_SECONDS)
     flood = joined(queue, "flood", 0)
 
-    assert not queue.is_flood(BURST_SECONDS - 0.1)
-    assert queue.is_flood(BURST_SECONDS)
-    neighbour = joined(queue, "neighbour", BURST_SECONDS)
-    assert not queue.is_flood(BURST_SECONDS)
+    assert not queue.is_flood(FLOOD_SECONDS - 0.1)
+    assert queue.is_flood(FLOOD_SECONDS)
+    neighbour = joined(queue, "neighbour", FLOOD_SECONDS)
+    assert not queue.is_flood(FLOOD_SECONDS)
     queue.leave(neighbour)
-    assert queue.is_flood(BURST_SECONDS)
+    assert queue.is_flood(FLOOD_SECONDS)
     queue.pause()
-    assert not queue.is_flood(BURST_SECONDS)
+    assert not queue.is_flood(FLOOD_SECONDS)
     queue.leave(flood)
 
 
@@ -317,7 +318,7 @@ def test_flood_does_not_block_other_owners(database_url: str) -> None:
 
 
 def test_neighbour_of_a_flood_does_not_wait(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("todo_api.database.waiting.BURST_SECONDS", 0)
+    monkeypatch.setattr("todo_api.database.waiting.FLOOD_SECONDS", 0)
 
     async def compete() -> None:
         database = Database(settings_for(database_url, pool_size=LEAST_TO_SPARE))
