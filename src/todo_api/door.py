@@ -20,7 +20,7 @@ from todo_api.middleware import CORS, common_headers
 # The limit of requests in flight, but at least `LEAST_IN_FLIGHT`. A higher one adds latency, and no throughput.
 IN_FLIGHT_PER_CONNECTION = 6
 LEAST_IN_FLIGHT = 64
-BURST_SECONDS = 0.25  # the limit applies after being exceeded for this time
+BURST_SECONDS = 0.25  # the limit applies after being reached for this time
 CALM_SECONDS = 0.2  # until fewer requests have been in flight for this time
 MOST_IN_FLIGHT = 2000  # always applies, and bounds the memory
 # Refusals of an owner who has most of the requests in flight are delayed, so that clients of one user that retry
@@ -45,7 +45,7 @@ class Door:
         self._refuse = CORS(self._send_refusal, **cors_options)
         self._in_flight = self._delayed = 0
         self._by_owner: dict[str, int] = {}
-        # Since when the limit has been exceeded in this overload, and since when fewer requests have been in flight.
+        # Since when the limit has been reached in this overload, and since when fewer requests have been in flight.
         self._overloaded_since = self._calm_since = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,7 +76,8 @@ class Door:
 
     def _exceeds_limit(self, owner: str, database: Database) -> bool:
         """Tell whether to refuse a request of this owner; also update the state of the overload."""
-        if self._in_flight < _limit(database):
+        limit = _limit(database)
+        if self._in_flight < limit - 1:
             return False
         if self._in_flight >= MOST_IN_FLIGHT:
             return True
@@ -84,7 +85,7 @@ class Door:
         if now - self._calm_since > CALM_SECONDS:
             self._overloaded_since = now
         self._calm_since = inf
-        if database.is_unavailable or now - self._overloaded_since < BURST_SECONDS:
+        if self._in_flight < limit or database.is_unavailable or now - self._overloaded_since < BURST_SECONDS:
             return False
         # Exempt an owner with, including this one, at most half of the average number of requests per owner.
         return 2 * (self._by_owner.get(owner, 0) + 1) * len(self._by_owner) > self._in_flight

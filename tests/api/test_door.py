@@ -189,6 +189,12 @@ def test_burst_passes_the_door(settings: Settings, bounds: Callable[..., None]) 
         assert await service.statuses("alice") == [503], "as long as too many are in flight, however few come"
         assert await service.release() == [200] * 5
         service.backend.released.clear()
+        bounds(CALM_SECONDS=60)
+        await service.start("alice", 4)
+        bounds(CALM_SECONDS=0)
+        assert await service.statuses("alice") == [503], "the limit was reached again too soon"
+        await service.release()
+        service.backend.released.clear()
         await service.start("alice", 5)
         assert await service.statuses("alice") == [200], "a new burst"
 

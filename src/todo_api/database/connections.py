@@ -27,7 +27,7 @@ PROBE_SECONDS = 0.5
 MAX_AGE_SECONDS = 600.0  # connections are replaced at about this age: the host name may resolve to another server
 MIN_AGE_SECONDS = 1.0  # a younger connection is not replaced after a failover
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # between two attempts
-# With so many open connections one is kept idle for other owners while only one owner waits, who loses a tenth at most.
+# Of so many open connections, one is kept idle for others while the only owner that waits uses the rest.
 LEAST_TO_SPARE = 10
 # What the driver raises if a statement or its connection fails.
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
@@ -47,6 +47,7 @@ class Connection:
         self.opened_at = now
         self.retire_at = now + MAX_AGE_SECONDS * random.uniform(0.8, 1.2)  # noqa: S311  # no secret
         self.fresh_until = now + IDLE_SECONDS
+        self.owner: object = None  # of the request that uses it
 
     async def prepare(self, query: Query) -> PreparedStatement:
         """Prepare a statement that is not in `prepared` yet."""
@@ -121,6 +122,7 @@ class Connections:
         if self._idle and not self._waiting.has(owner):
             connection = self._idle[-1]
             if time.monotonic() < connection.fresh_until and not connection.driver.is_closed():
+                connection.owner = owner
                 return self._idle.pop()
         return None
 
@@ -139,6 +141,7 @@ class Connections:
             if connection.driver.is_closed() or time.monotonic() >= connection.retire_at:
                 self.drop(connection)
             elif time.monotonic() < connection.fresh_until or await self._answers(connection):
+                connection.owner = waiter.owner
                 return connection
         if not self._ticking:
             self._ticking = asyncio.get_running_loop().call_later(TICK_SECONDS, self._tick)
@@ -167,8 +170,8 @@ class Connections:
         now = time.monotonic()
         if self._open:
             self._waiting.expire(now)
-            if self._idle and len(self._open) < LEAST_TO_SPARE:
-                self._offer(self._idle.pop())  # no longer kept
+            if self._idle and not self._keeps_one():
+                self._give_up(self._idle.pop(), now)
         else:
             # One attempt to connect is always made, even if `wake_seconds` is shorter; its failure ends the waiting.
             patience = max(self._wake_seconds, CONNECT_SECONDS)
@@ -213,13 +216,29 @@ class Connections:
 
     def _offer(self, connection: Connection) -> None:
         """Hand a connection to the next waiting request, or keep it idle."""
-        keeps = not self._idle and len(self._open) >= LEAST_TO_SPARE
-        while self._waiting and not (keeps and self._waiting.is_flood(time.monotonic())):
-            future = self._waiting.pop().future
-            if not future.done():
-                future.set_result(connection)
+        connection.owner = None
+        keeps = not self._idle and self._keeps_one()
+        while self._waiting and not keeps:
+            waiter = self._waiting.pop()
+            if not waiter.future.done():
+                connection.owner = waiter.owner
+                waiter.future.set_result(connection)
                 return
         self._idle.append(connection)
+
+    def _keeps_one(self) -> bool:
+        """Tell whether one connection is kept from the only owner that waits, because it uses all others."""
+        if len(self._open) < LEAST_TO_SPARE:
+            return False
+        owner = self._waiting.only_owner(time.monotonic())
+        return owner is not None and sum(each.owner == owner for each in self._open) >= len(self._open) - 1
+
+    def _give_up(self, kept: Connection, now: float) -> None:
+        """Hand the connection that was kept to a waiting request, or replace it if it would need a probe."""
+        if now < kept.fresh_until and not kept.driver.is_closed():
+            self._offer(kept)
+        else:
+            self.drop(kept)
 
     def drop(self, connection: Connection) -> None:
         """Close a connection at once, without notifying the server."""

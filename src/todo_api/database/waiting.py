@@ -23,7 +23,7 @@ BURST_TARGET_SECONDS = 1.0  # the limit while the queue has not been in use for 
 BURST_SECONDS = 1.0
 MOST_SECONDS = 1.5  # limit of the real wait
 WOKEN_SECONDS = 2.0  # additional wait of requests that queued while the database was unavailable
-FLOOD_SECONDS = 0.25  # from then on, a queue of only one owner is a flood
+FLOOD_SECONDS = 0.25  # from then on, a queue of only one owner may be a flood
 RATE_SECONDS = 0.25  # time to measure the rate before the limits apply
 RATE_DECAY = 0.95  # decay of the measured rate at each update
 STALL_SECONDS = 0.1  # a longer time between two updates is a pause of this process, not of the database
@@ -76,9 +76,11 @@ class Waiting:
         """Tell whether a request of this owner waits."""
         return owner in self._queues
 
-    def is_flood(self, now: float) -> bool:
-        """Tell whether only one owner waits, and the queue has not been empty for `FLOOD_SECONDS`."""
-        return len(self._queues) == 1 and not self._is_paused and now - self._busy_since >= FLOOD_SECONDS
+    def only_owner(self, now: float) -> object:
+        """Return the only owner that waits, in a queue that has not been empty for `FLOOD_SECONDS`, or None."""
+        if len(self._queues) != 1 or self._is_paused or now - self._busy_since < FLOOD_SECONDS:
+            return None
+        return next(iter(self._queues))
 
     def join(self, waiter: Waiter, now: float) -> None:
         """Append a waiter to its owner's queue.

@@ -105,7 +105,7 @@ def test_one_connection_is_kept_for_other_owners(direct: Neon, monkeypatch: pyte
         pool = Connections(Connector(direct.url), limit=LEAST_TO_SPARE, wake_seconds=5)
         assert pool.take("flood") is None
         used = [await pool.acquire(Waiter("flood")) for _ in range(pool.limit)]
-        flood = [asyncio.create_task(pool.acquire(Waiter("flood"))) for _ in range(3)]
+        flood = [asyncio.create_task(pool.acquire(Waiter("flood"))) for _ in range(4)]
         await asyncio.sleep(0)
 
         pool.release(used.pop())
@@ -117,9 +117,12 @@ def test_one_connection_is_kept_for_other_owners(direct: Neon, monkeypatch: pyte
         assert pool.take("flood") is None
         flood.append(asyncio.create_task(pool.acquire(Waiter("flood"))))
         await asyncio.sleep(0)
-        assert (pool.idle, pool.waiting) == (1, 3)
+        assert (pool.idle, pool.waiting) == (1, 4)
         kept = pool.take("neighbour")
         assert kept
+        pool.release(used.pop())
+        used.append(await flood.pop(0))
+        assert pool.idle == 0, "not a second one"
         pool.release(kept)
         assert await pool.acquire(Waiter("neighbour")) is kept
         pool.release(kept)
@@ -135,6 +138,49 @@ def test_one_connection_is_kept_for_other_owners(direct: Neon, monkeypatch: pyte
         for waiting in flood:
             waiting.cancel()
         await asyncio.wait(flood)
+        await pool.close()
+
+    asyncio.run(compete())
+
+
+@pytest.mark.parametrize(("waiting", "users"), [("b", "aaaaaaaaaa"), (None, "aaaaaaaaaa"), ("b", "abbbbbbbbb")])
+def test_no_connection_is_kept_from_who_does_not_use_the_rest(
+    direct: Neon, monkeypatch: pytest.MonkeyPatch, waiting: str | None, users: str
+) -> None:
+    async def compete() -> None:
+        pool = Connections(Connector(direct.url), limit=LEAST_TO_SPARE, wake_seconds=5)
+        assert pool.take() is None
+        used = [await pool.acquire(Waiter(user)) for user in users]
+        monkeypatch.setattr("todo_api.database.waiting.FLOOD_SECONDS", 0)
+        acquiring = asyncio.create_task(pool.acquire(Waiter(waiting)))
+        await asyncio.sleep(0)
+
+        pool.release(used.pop())
+        assert await acquiring
+        await pool.close()
+
+    asyncio.run(compete())
+
+
+def test_kept_connection_that_is_too_old_is_replaced(direct: Neon, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def compete() -> None:
+        pool = Connections(Connector(direct.url), limit=LEAST_TO_SPARE, wake_seconds=5)
+        assert pool.take() is None
+        used = [await pool.acquire(Waiter("flood")) for _ in range(pool.limit)]
+        monkeypatch.setattr("todo_api.database.waiting.FLOOD_SECONDS", 0)
+        flood = [asyncio.create_task(pool.acquire(Waiter("flood"))) for _ in range(3)]
+        await asyncio.sleep(0)
+        kept = used.pop()
+        pool.release(kept)
+        assert pool.idle == 1
+        pool.probe_idle_before_use()
+
+        direct.proxy.refusals.extend([("53300", "too many connections")] * 4)
+        for connection in used:
+            pool.drop(connection)
+
+        assert kept not in await asyncio.gather(*flood)
+        assert kept.driver.is_closed()
         await pool.close()
 
     asyncio.run(compete())

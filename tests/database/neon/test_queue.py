@@ -143,20 +143,19 @@ async def test_expected_wait_is_limited_by_length() -> None:
 
 
 @in_a_loop
-async def test_flood_is_a_long_queue_of_one_owner() -> None:
+async def test_only_owner_has_waited_for_some_time() -> None:
     queue = open_queue()
-    assert not queue.is_flood(FLOOD_SECONDS)
-    flood = joined(queue, "flood", 0)
+    assert queue.only_owner(FLOOD_SECONDS) is None
+    joined(queue, "flood", 0)
 
-    assert not queue.is_flood(FLOOD_SECONDS - 0.1)
-    assert queue.is_flood(FLOOD_SECONDS)
+    assert queue.only_owner(FLOOD_SECONDS - 0.1) is None
+    assert queue.only_owner(FLOOD_SECONDS) == "flood"
     neighbour = joined(queue, "neighbour", FLOOD_SECONDS)
-    assert not queue.is_flood(FLOOD_SECONDS)
+    assert queue.only_owner(FLOOD_SECONDS) is None
     queue.leave(neighbour)
-    assert queue.is_flood(FLOOD_SECONDS)
+    assert queue.only_owner(FLOOD_SECONDS) == "flood"
     queue.pause()
-    assert not queue.is_flood(FLOOD_SECONDS)
-    queue.leave(flood)
+    assert queue.only_owner(FLOOD_SECONDS) is None
 
 
 @in_a_loop
