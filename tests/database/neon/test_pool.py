@@ -131,7 +131,7 @@ def test_one_connection_is_kept_for_other_owners(direct: Neon, monkeypatch: pyte
         used.append(await flood.pop(0))
         assert (pool.idle, pool.waiting) == (1, 2)
 
-        direct.proxy.refusals.extend([("53300", "too many connections")] * 100)
+        pool.limit = 1
         for connection in used:
             pool.drop(connection)
         assert await flood.pop(0) is kept, "no other connection can be opened"
@@ -168,18 +168,18 @@ def test_kept_connection_that_is_too_old_is_replaced(direct: Neon, monkeypatch: 
         assert pool.take() is None
         used = [await pool.acquire(Waiter("flood")) for _ in range(pool.limit)]
         monkeypatch.setattr("todo_api.database.waiting.FLOOD_SECONDS", 0)
-        flood = [asyncio.create_task(pool.acquire(Waiter("flood"))) for _ in range(3)]
+        flood = asyncio.create_task(pool.acquire(Waiter("flood")))
         await asyncio.sleep(0)
         kept = used.pop()
         pool.release(kept)
         assert pool.idle == 1
         pool.probe_idle_before_use()
 
-        direct.proxy.refusals.extend([("53300", "too many connections")] * 4)
+        pool.limit = 1
         for connection in used:
             pool.drop(connection)
 
-        assert kept not in await asyncio.gather(*flood)
+        assert await flood is not kept
         assert kept.driver.is_closed()
         await pool.close()
 
