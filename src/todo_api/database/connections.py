@@ -171,7 +171,7 @@ class Connections:
         if self._open:
             self._waiting.expire(now)
             if self._idle and not self._keeps_one():
-                self._give_up(self._idle.pop(), now)
+                self._stop_keeping(self._idle.pop(), now)
         else:
             # One attempt to connect is always made, even if `wake_seconds` is shorter; its failure ends the waiting.
             patience = max(self._wake_seconds, CONNECT_SECONDS)
@@ -217,8 +217,7 @@ class Connections:
     def _offer(self, connection: Connection) -> None:
         """Hand a connection to the next waiting request, or keep it idle."""
         connection.owner = None
-        keeps = not self._idle and self._keeps_one()
-        while self._waiting and not keeps:
+        while self._waiting and not self._keeps_one():
             waiter = self._waiting.pop()
             if not waiter.future.done():
                 connection.owner = waiter.owner
@@ -233,8 +232,8 @@ class Connections:
         owner = self._waiting.only_owner(time.monotonic())
         return owner is not None and sum(each.owner == owner for each in self._open) >= len(self._open) - 1
 
-    def _give_up(self, kept: Connection, now: float) -> None:
-        """Hand the connection that was kept to a waiting request, or replace it if it would need a probe."""
+    def _stop_keeping(self, kept: Connection, now: float) -> None:
+        """Hand the connection that was kept idle to a waiting request, or replace it if it would need a probe."""
         if now < kept.fresh_until and not kept.driver.is_closed():
             self._offer(kept)
         else:
