@@ -20,4 +20,4 @@ WORKDIR /srv
 USER 10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s CMD ["python", "-c", "from http.client import *; c = HTTPConnection('127.0.0.1', 8000); c.request('GET', '/health/live'); exit(c.getresponse().status != 200)"]
-CMD ["uvicorn", "todo_api.asgi:app", "--host", "0.0.0.0", "--timeout-graceful-shutdown", "25", "--timeout-keep-alive", "75"]
+CMD ["uvicorn", "todo_api.asgi:app", "--http", "todo_api.uvicorn_http:Protocol", "--host", "0.0.0.0", "--timeout-graceful-shutdown", "25", "--timeout-keep-alive", "75"]

@@ -44,13 +44,6 @@ JSON_HEADERS = [*HEADERS, (b"content-type", b"application/json"), (b"content-len
 class StubDatabase:
     """A database whose every statement returns the same task."""
 
-    pool_size = 10
-    is_unavailable = False
-
-    def would_refuse(self, _: str) -> bool:
-        """Refuse nobody."""
-        return False
-
     async def run(self, *_: object) -> str:
         """Return the task."""
         return TEXT

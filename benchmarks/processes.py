@@ -76,6 +76,8 @@ def service(name: str, database_url: str, workers: int = 1, python: str = sys.ex
         "AUTH_BACKEND": "benchmarks.identity:BearerIsIdentity",
     }
     command = [python, "-m", "uvicorn", APPLICATIONS[name], "--port", str(port), "--no-access-log"]
+    if name == "ours" and python == sys.executable:  # another installation may be of a version before it
+        command += ["--http", "todo_api.uvicorn_http:Protocol"]
     with tempfile.TemporaryFile() as log:
         popen = subprocess.Popen([*command, "--workers", str(workers)], env=environment, stdout=log, stderr=log)
         try:

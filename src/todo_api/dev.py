@@ -35,6 +35,7 @@ from todo_api.main import create_app
 from todo_api.migrations import migrate
 from todo_api.models import User
 from todo_api.settings import Settings
+from todo_api.uvicorn_http import Protocol
 
 # Paths without characters that a shell expands within double quotes, in which PostgreSQL's programs pass them on.
 _USABLE = re.compile(r'[^"$`\\\n]*')
@@ -185,7 +186,12 @@ def serve() -> None:
         unused = [name.upper() for name in _UNUSED if name in configured]
         print(_banner(settings, unused), flush=True)
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, log_level="warning", timeout_graceful_shutdown=GRACE_SECONDS
+            app,
+            http=Protocol,
+            log_config=None,
+            access_log=False,
+            log_level="warning",
+            timeout_graceful_shutdown=GRACE_SECONDS,
         )
         uvicorn.Server(config).run(sockets=[listener])
 

@@ -6,89 +6,64 @@ requests that are served.
 
 import asyncio
 import random
-import time
-from math import inf
 from typing import Any
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from todo_api.database import Database
+from todo_api.admission import Admission
 from todo_api.error_handlers import api_response
 from todo_api.errors import Busy
 from todo_api.middleware import CORS, common_headers
 
-# The limit of requests in flight, but at least `LEAST_IN_FLIGHT`. A higher one adds latency, and no throughput.
-IN_FLIGHT_PER_CONNECTION = 6
-LEAST_IN_FLIGHT = 64
-BURST_SECONDS = 0.25  # the limit applies after being reached for this time
-CALM_SECONDS = 0.2  # until fewer requests have been in flight for this time
-MOST_IN_FLIGHT = 2000  # always applies, and bounds the memory
 # Refusals of an owner who has most of the requests in flight are delayed, so that clients of one user that retry
 # immediately do not use up the processor; only so many at a time.
 DELAY_SECONDS = 0.09
 MOST_DELAYED = 200
+STATE_KEY = "todo_api_door"  # of the door in the lifespan's state
 
 
 class Door:
     """Refuse requests of the API while too many are in flight, or if the connection queue would refuse them.
 
-    The limit does not apply to owners with few requests in flight, so one user's flood is refused to that user. The
-    owner is that of the path, before authentication; but only authenticated requests enter the connection queue, so
-    a client cannot fill the queue of another user.
+    A server finds the door in the state of the lifespan, and may refuse requests before it calls the application.
     """
 
-    def __init__(self, app: ASGIApp, /, **cors_options: Any) -> None:  # noqa: ANN401  # those of `CORS`
+    def __init__(self, app: ASGIApp, admission: Admission, /, **cors_options: Any) -> None:  # noqa: ANN401  # of `CORS`
         self.app = app
+        self.admission = admission
         refusal = api_response(Busy())
-        self._body = bytes(refusal.body)
+        self.body = bytes(refusal.body)
         self._headers = refusal.raw_headers
         self._refuse = CORS(self._send_refusal, **cors_options)
-        self._in_flight = self._delayed = 0
-        self._by_owner: dict[str, int] = {}
-        # Since when the limit has been reached in this overload, and since when fewer requests have been in flight.
-        self._overloaded_since = self._calm_since = 0.0
+        self._origins = [origin.encode() for origin in cors_options["allow_origins"]]
+        # The headers of a refusal but for `X-Request-ID`, as sent, by the request's `Origin`; since the startup.
+        self.header_lines: dict[bytes | None, bytes] = {}
+        self._delayed = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
         owner = _owner(scope)
         if owner is None:
+            if scope["type"] == "lifespan" and "state" in scope:
+                self.header_lines = {origin: await self._lines(origin) for origin in (None, *self._origins)}
+                scope["state"][STATE_KEY] = self
             await self.app(scope, receive, send)
             return
-        database: Database = scope["app"].state.database
-        if self._exceeds_limit(owner, database) or database.would_refuse(owner):
-            database.refusals.record("door")
-            if 2 * self._by_owner.get(owner, 0) > self._in_flight and self._delayed < MOST_DELAYED:
+        if self.admission.refuses(owner):
+            self.admission.record_refusal()
+            if self.delays(owner):
                 await self._delay()
             await self._refuse(scope, receive, send)
             return
-        self._in_flight += 1
-        self._by_owner[owner] = self._by_owner.get(owner, 0) + 1
+        self.admission.enter(owner)
         try:
             await self.app(scope, receive, send)
         finally:
-            self._in_flight -= 1
-            if self._calm_since == inf and self._in_flight < _limit(database):
-                self._calm_since = time.monotonic()
-            if self._by_owner[owner] > 1:
-                self._by_owner[owner] -= 1
-            else:
-                del self._by_owner[owner]
+            self.admission.leave(owner)
 
-    def _exceeds_limit(self, owner: str, database: Database) -> bool:
-        """Tell whether to refuse a request of this owner; also update the state of the overload."""
-        limit = _limit(database)
-        if self._in_flight < limit - 1:
-            return False
-        if self._in_flight >= MOST_IN_FLIGHT:
-            return True
-        now = time.monotonic()
-        if now - self._calm_since > CALM_SECONDS:
-            self._overloaded_since = now
-        self._calm_since = inf
-        if self._in_flight < limit or database.is_unavailable or now - self._overloaded_since < BURST_SECONDS:
-            return False
-        # Exempt an owner with, including this one, at most half of the average number of requests per owner.
-        return 2 * (self._by_owner.get(owner, 0) + 1) * len(self._by_owner) > self._in_flight
+    def delays(self, owner: str) -> bool:
+        """Tell whether to delay a refusal of this owner."""
+        return self._delayed < MOST_DELAYED and self.admission.has_most(owner)
 
     async def _delay(self) -> None:
         self._delayed += 1
@@ -98,14 +73,23 @@ class Door:
         finally:
             self._delayed -= 1
 
+    async def _lines(self, origin: bytes | None) -> bytes:
+        sent: list[Message] = []
+
+        async def receive() -> Message:
+            raise NotImplementedError
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        headers = [] if origin is None else [(b"origin", origin)]
+        await self._refuse({"type": "http", "method": "GET", "path": "/api/", "headers": headers}, receive, send)
+        return b"".join(b"%b: %b\r\n" % pair for pair in sent[0]["headers"] if pair[0] != b"x-request-id")
+
     async def _send_refusal(self, scope: Scope, _: Receive, send: Send) -> None:
         headers = [*self._headers, *common_headers(scope)]
         await send({"type": "http.response.start", "status": Busy.status, "headers": headers})
-        await send({"type": "http.response.body", "body": self._body})
-
-
-def _limit(database: Database) -> int:
-    return max(IN_FLIGHT_PER_CONNECTION * database.pool_size, LEAST_IN_FLIGHT)
+        await send({"type": "http.response.body", "body": self.body})
 
 
 def _owner(scope: Scope) -> str | None:

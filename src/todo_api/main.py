@@ -15,6 +15,7 @@ from starlette.authentication import AuthenticationBackend
 from starlette.middleware import Middleware
 
 from todo_api import docs, health, logs, openapi, routes, telemetry
+from todo_api.admission import Admission
 from todo_api.auth import checked_backend, load_backend
 from todo_api.database import Database
 from todo_api.door import Door
@@ -43,6 +44,7 @@ def create_app(settings: Settings | None = None, auth_backend: AuthenticationBac
     elif settings.auth_backend is not None:
         auth_backend = load_backend(settings.auth_backend)
     traced = telemetry.is_on()
+    database = telemetry.TracedDatabase(settings) if traced else Database(settings)
     app = openapi.TodoAPI(
         title="Todo API",
         version=version("todo-api"),
@@ -55,7 +57,7 @@ def create_app(settings: Settings | None = None, auth_backend: AuthenticationBac
             *health.router.routes,
             *(docs.router.routes if settings.docs_enabled else ()),
         ],
-        middleware=_middleware(settings.cors_origins, traced=traced),
+        middleware=_middleware(settings.cors_origins, Admission(database), traced=traced),
         telemetry=telemetry.config(on=traced),
         lifespan=_lifespan,
         redirect_slashes=False,
@@ -77,11 +79,11 @@ def create_app(settings: Settings | None = None, auth_backend: AuthenticationBac
         route.methods_elsewhere = set().union(*same_path) - (route.methods or set())
     add_error_handlers(app)
     app.state.auth_backend = auth_backend
-    app.state.database = telemetry.TracedDatabase(settings) if traced else Database(settings)
+    app.state.database = database
     return app
 
 
-def _middleware(cors_origins: tuple[str, ...], *, traced: bool) -> list[Middleware]:
+def _middleware(cors_origins: tuple[str, ...], admission: Admission, *, traced: bool) -> list[Middleware]:
     """List the middleware, outermost first."""
     cors: dict[str, Any] = {
         "allow_origins": cors_origins,
@@ -90,7 +92,7 @@ def _middleware(cors_origins: tuple[str, ...], *, traced: bool) -> list[Middlewa
         "expose_headers": ["Location", "ETag", "Link", "Idempotency-Replayed", "Retry-After", "X-Request-ID"],
     }
     return [
-        Middleware(Door, **cors),
+        Middleware(Door, admission, **cors),
         Middleware(RequestLog),
         *([Middleware(telemetry.Redaction)] if traced else []),  # inside of the log, which knows the request's id
         Middleware(CORS, **cors),

@@ -43,10 +43,15 @@ def common_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
     headers = dict(scope["headers"])
     identifier = headers.get(b"x-request-id", b"")
     if not _VALID_ID.fullmatch(identifier):
-        identifier = b"%032x" % random.getrandbits(128)
+        identifier = new_request_id()
     prefix = _api_prefix(scope) if scope.get("root_path") else "/api/"
     is_api, has_origin = scope["path"].startswith(prefix), b"origin" in headers
     return [(b"x-request-id", identifier), *_COMMON_HEADERS[is_api, has_origin]]
+
+
+def new_request_id() -> bytes:
+    """Return an id for a request that came without one."""
+    return b"%032x" % random.getrandbits(128)
 
 
 class RequestLog:

@@ -82,7 +82,8 @@ def bounds(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def set_bounds(**values: float) -> None:
         for name, value in values.items():
-            monkeypatch.setattr(f"todo_api.door.{name}", value)
+            module = "door" if name in ("DELAY_SECONDS", "MOST_DELAYED") else "admission"
+            monkeypatch.setattr(f"todo_api.{module}.{name}", value)
 
     set_bounds(LEAST_IN_FLIGHT=4, IN_FLIGHT_PER_CONNECTION=1, BURST_SECONDS=0, MOST_DELAYED=0)
     return set_bounds

@@ -24,7 +24,7 @@ from todo_api.settings import Settings
 ROOT = Path(__file__).parents[2]
 ORIGIN = "https://app.example.com"
 COMMANDS = {
-    name: re.search(r"uvicorn[\" ,]+todo_api.+--timeout-graceful-shutdown[\" ,]+(\d+)", (ROOT / name).read_text())
+    name: re.search(r"uvicorn[\" ,]+todo_api[^`]+--timeout-graceful-shutdown[\" ,]+(\d+)", (ROOT / name).read_text())
     for name in ("README.md", "docs/deploy.md", "Dockerfile")
 }
 AUTHENTICATION = """
@@ -55,7 +55,7 @@ def serve(url: str, cwd: Path, *, grace: int) -> Iterator[tuple[Process, int]]:
     }
     documented = COMMANDS["README.md"]
     assert documented
-    command = documented[0].split()
+    command = documented[0].replace("\\\n", "").split()
     command[-1] = str(grace)
     port = free_port()
     with process(*command, "--port", str(port), environment=environment, cwd=cwd) as server:

@@ -80,7 +80,7 @@ def uvicorn(
 ) -> Iterator[str]:
     """Serve `todo_api.main:app` with uvicorn, as in production, and yield its URL."""
     port = port or free_port()
-    command = ("uvicorn", application, "--port", str(port))
+    command = ("uvicorn", application, "--http", "todo_api.uvicorn_http:Protocol", "--port", str(port))
     with process(*command, environment=environment, cwd=cwd) as server:
         url = f"http://127.0.0.1:{port}"
         wait_for(url, server)

@@ -1,0 +1,93 @@
+"""uvicorn's HTTP protocol with the door in front of its parser: `uvicorn … --http todo_api.uvicorn_http:Protocol`.
+
+To parse a request and to call the application for it costs several times what a refusal costs. Beyond capacity, that
+is most of what a server does, so plain requests are refused from the bytes that have arrived. All other requests, and
+under other servers all of them, are refused by the door itself, with the same response.
+"""
+
+import asyncio
+import re
+from http import HTTPStatus
+from typing import cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from todo_api.door import STATE_KEY, Door
+from todo_api.errors import Busy
+from todo_api.middleware import new_request_id
+
+# The head of a request that is understood without a parser: with a target that needs no decoding, each header on a line
+# of its own, and none that affects the connection or the body's framing but one `Content-Length`. `X-Request-ID` and
+# `Origin` are only accepted in their valid forms. Possessive, so that the time is linear in the length.
+_PLAIN_REQUEST = re.compile(
+    rb"""
+    (?:GET|POST|PUT|PATCH|DELETE)[ ]/api/(?P<owner>[A-Za-z0-9._~-]++)/tasks(?:[/?][!-~]*+)?+[ ]HTTP/1\.1\r\n
+    (?:
+        (?i:X-Request-ID):[ ]?(?P<id>[A-Za-z0-9._-]{1,128}+)\r\n
+    |
+        (?i:Origin):[ ]?(?P<origin>[!-~]++)\r\n
+    |
+        (?i:Content-Length):[ ]?(?P<length>[0-9]{1,7}+)(?!(?s:.*?)\n(?i:Content-Length):)\r\n
+    |
+        (?i:Connection):[ ]?(?i:keep-alive)\r\n
+    |
+        (?!(?i:X-Request-ID|Origin|Content-Length|Connection|Proxy-Connection|Expect|Transfer-Encoding):)
+        [!#$%&'*+.^_`|~0-9A-Za-z-]++:[\t -~\x80-\xff]*+\r\n
+    )*+
+    \r\n
+    """,
+    re.VERBOSE,
+)
+_STATUS_LINE = b"HTTP/1.1 %d %b\r\n" % (Busy.status, HTTPStatus(Busy.status).phrase.encode())
+
+
+class Protocol(HttpToolsProtocol):
+    """Refuse a plain request like the door, before it is parsed, if it arrives as a whole and alone.
+
+    Under a door that is not overloaded, and for other applications, it is uvicorn's own protocol.
+    """
+
+    _door: Door | None = None
+    _in_message = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Look up the door."""
+        super().connection_made(cast("asyncio.Transport", transport))
+        self._door = self.app_state.get(STATE_KEY)
+
+    def on_message_begin(self) -> None:
+        """Note that the parser has begun a request."""
+        self._in_message = True
+        if self._door and self._door.admission.is_near_limit:
+            self._door.admission.announce()
+        super().on_message_begin()
+
+    def on_message_complete(self) -> None:
+        """Note that the parser has ended a request."""
+        self._in_message = False
+        super().on_message_complete()
+
+    def data_received(self, data: bytes) -> None:
+        """Refuse a request, or pass the data to the parser."""
+        if not (self._door and self._door.admission.is_near_limit and self._refuse(self._door, data)):
+            super().data_received(data)
+
+    def _refuse(self, door: Door, data: bytes) -> bool:
+        """Refuse the request in the data, and return True; or return False."""
+        if self._in_message or (self.cycle and not self.cycle.response_complete) or self.flow.write_paused:
+            return False
+        request = _PLAIN_REQUEST.match(data)
+        if not request or request.end() + int(request["length"] or 0) != len(data):
+            return False
+        owner = request["owner"].decode()
+        lines = door.header_lines.get(request["origin"])
+        if lines is None or not door.admission.refuses(owner) or door.delays(owner):
+            return False
+        door.admission.record_refusal()
+        server_lines = b"".join([b"%b: %b\r\n" % pair for pair in self.server_state.default_headers])
+        identifier = request["id"] or new_request_id()
+        self.transport.write(
+            b"%b%b%bx-request-id: %b\r\n\r\n%b" % (_STATUS_LINE, server_lines, lines, identifier, door.body)
+        )
+        self.on_response_complete()  # which starts the timeout of an idle connection
+        return True

@@ -1,0 +1,366 @@
+"""Refusals by the server's protocol, before a request is parsed: the same as the door's, and never out of order."""
+
+import asyncio
+import gc
+import re
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+import uvicorn
+from starlette.authentication import AuthCredentials, AuthenticationBackend, BaseUser
+from starlette.requests import HTTPConnection
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from tests.support.api import BearerIsIdentity
+from todo_api.main import create_app
+from todo_api.settings import Settings
+from todo_api.uvicorn_http import Protocol
+
+ORIGIN = "https://app.example.com"
+LIMIT = 4  # requests in flight
+GET = "GET /api/flood/tasks HTTP/1.1\r\nHost: x\r\n"
+HEALTH = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+Answer = tuple[str, dict[str, str], bytes]
+
+
+class Holding(AuthenticationBackend):
+    """Hold requests with the header `Hold` until `released` is set."""
+
+    def __init__(self) -> None:
+        self.released = asyncio.Event()
+
+    async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, BaseUser] | None:
+        if "hold" in conn.headers:
+            await self.released.wait()
+        return await BearerIsIdentity().authenticate(conn)
+
+
+class Connection:
+    """A connection to the server."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def answer(self) -> Answer:
+        """Read one response."""
+        async with asyncio.timeout(10):
+            head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
+            first, *lines = head[:-4].split("\r\n")
+            headers = dict(line.split(": ", 1) for line in lines)
+            return first, headers, await self.reader.readexactly(int(headers["content-length"]))
+
+    async def ask(self, request: bytes) -> Answer:
+        """Send a request, and read the response."""
+        self.writer.write(request)
+        return await self.answer()
+
+    async def status(self, request: bytes) -> int:
+        """Send a request, and return the status of the response."""
+        return int((await self.ask(request))[0].split()[1])
+
+
+class Server:
+    """A running server; `called` has the method and path of each request that reached the application."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.called: list[str] = []
+        self._backend = Holding()
+        self._app = create_app(settings, self._backend)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._open: list[Connection] = []
+
+    async def _count(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            self.called.append(f"{scope['method']} {scope['path']}")
+        await self._app(scope, receive, send)
+
+    @asynccontextmanager
+    async def running(self, protocol: type[asyncio.Protocol], keep_alive: int) -> AsyncIterator[None]:
+        config = uvicorn.Config(
+            self._count, interface="asgi3", http=protocol, log_config=None, timeout_keep_alive=keep_alive
+        )
+        server = uvicorn.Server(config)
+        self._connections = server.server_state.connections
+        serving = asyncio.create_task(server.serve(sockets=[self._listener]))
+        try:
+            first = await self.connect()  # its request waits for the database
+            assert (await first.status(f"{GET}Authorization: flood\r\n\r\n".encode())) == 200
+            self.called.clear()
+            yield
+        finally:
+            self._backend.released.set()
+            server.should_exit = True
+            await serving
+            for connection in self._open:
+                connection.writer.close()
+                with suppress(ConnectionError):
+                    await connection.writer.wait_closed()
+
+    async def connect(self) -> Connection:
+        connection = Connection(*await asyncio.open_connection(*self._listener.getsockname()))
+        self._open.append(connection)
+        return connection
+
+    async def hold(self, number: int, owner: str = "flood") -> list[Connection]:
+        """Send requests that stay in flight, on a connection each."""
+        before = len(self.called)
+        connections = [await self.connect() for _ in range(number)]
+        for connection in connections:
+            request = f"GET /api/{owner}/tasks HTTP/1.1\r\nHold: 1\r\nAuthorization: {owner}\r\n\r\n"
+            connection.writer.write(request.encode())
+        await self.reached(before + number)
+        return connections
+
+    async def reached(self, number: int) -> None:
+        """Wait until as many requests have reached the application."""
+        async with asyncio.timeout(10):
+            while len(self.called) < number:  # noqa: ASYNC110  # nothing tells
+                await asyncio.sleep(0.01)
+
+    @property
+    def protocols(self) -> dict[tuple[str, int], Protocol]:
+        """The connections' protocols, by the address of the client."""
+        return {each.client: each for each in self._connections if isinstance(each, Protocol) and each.client}
+
+    def release(self) -> None:
+        """Let the requests in flight go on."""
+        self._backend.released.set()
+
+
+@pytest.fixture(autouse=True)
+def bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allow a few requests in flight, no burst and no delay."""
+    for name, value in {"LEAST_IN_FLIGHT": LIMIT, "IN_FLIGHT_PER_CONNECTION": 0, "BURST_SECONDS": 0}.items():
+        monkeypatch.setattr(f"todo_api.admission.{name}", value)
+    monkeypatch.setattr("todo_api.door.MOST_DELAYED", 0)
+
+
+@pytest.fixture(autouse=True)
+def no_cycles() -> Iterator[None]:
+    """Collect what the server has left, so that a warning about it fails this test and no other."""
+    yield
+    gc.collect()
+
+
+def run(
+    settings: Settings,
+    test: Callable[[Server], Awaitable[None]],
+    protocol: type[asyncio.Protocol] = Protocol,
+    keep_alive: int = 60,
+) -> None:
+    async def main() -> None:
+        server = Server(settings.model_copy(update={"cors_origins": (ORIGIN,)}))
+        async with server.running(protocol, keep_alive):
+            await test(server)
+
+    asyncio.run(main())
+
+
+FORMS = {
+    # form: the request's head, its body, and whether it is plain
+    "list": (GET, "", True),
+    "get": ("GET /api/flood/tasks/1 HTTP/1.1\r\n", "", True),
+    "query": ("GET /api/flood/tasks?status=open&limit=%31 HTTP/1.1\r\n", "", True),
+    "delete": ("DELETE /api/flood/tasks/1 HTTP/1.1\r\nhost:x\r\n", "", True),
+    "complete": ("PATCH /api/flood/tasks/1/complete HTTP/1.1\r\nContent-Length: 0\r\n", "", True),
+    "create": ("POST /api/flood/tasks HTTP/1.1\r\ncontent-length: 2\r\nContent-Type: application/json\r\n", "{}", True),
+    "update": ("PUT /api/flood/tasks/1 HTTP/1.1\r\nConnection: Keep-Alive\r\nCONTENT-LENGTH:2\r\nX: 1\r\n", "{}", True),
+    "id": (f"{GET}X-Request-ID: the-id\r\n", "", True),
+    "two ids": (f"{GET}X-Request-ID: one\r\nx-request-id:two\r\n", "", True),
+    "origin": (f"{GET}Origin: {ORIGIN}\r\nX-Request-ID: the-id\r\n", "", True),
+    "any bytes in a header": (f"{GET}X-Any: \t\u00e9 \u00ff\r\nX-Empty:\r\n", "", True),
+    "encoded owner": ("GET /api/f%6Cood/tasks HTTP/1.1\r\n", "", False),
+    "other path": ("GET /api/flood/other HTTP/1.1\r\n", "", False),
+    "preflight": (f"OPTIONS /api/flood/tasks HTTP/1.1\r\nOrigin: {ORIGIN}\r\n", "", False),
+    "old version": ("GET /api/flood/tasks HTTP/1.0\r\n", "", False),
+    "closing": (f"{GET}Connection: close\r\n", "", False),
+    "closing, for a proxy": (f"{GET}Proxy-Connection: close\r\n", "", False),
+    "upgrade": (f"{GET}Connection: Upgrade\r\nUpgrade: h2c\r\n", "", False),
+    "mention of an upgrade": (f"{GET}Upgrade: h2c\r\n", "", True),
+    "invalid id": (f"{GET}X-Request-ID: the id\r\n", "", False),
+    "other origin": (f"{GET}Origin: https://other.example.com\r\n", "", False),
+    "expectation": (f"{GET}Expect: 100-continue\r\n", "", False),
+    "chunks": ("POST /api/flood/tasks HTTP/1.1\r\nTransfer-Encoding: chunked\r\n", "2\r\n{}\r\n0\r\n\r\n", False),
+    "two lengths": ("POST /api/flood/tasks HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 2\r\n", "{}", False),
+    "space in a length": ("POST /api/flood/tasks HTTP/1.1\r\nContent-Length : 2\r\n", "{}", False),
+    "line feed in a header": (f"{GET}X: 1\nContent-Length: 2\r\n", "{}", False),
+    "folded header": (f"{GET}X: 1\r\n 2\r\n", "", False),
+    "zero byte in a header": (f"{GET}X: \0\r\n", "", False),
+}
+
+
+def comparable(answer: Answer) -> Answer:
+    first, headers, body = answer
+    if re.fullmatch("[0-9a-f]{32}", headers.get("x-request-id", "")):
+        headers["x-request-id"] = "new"
+    return first, {**headers, "date": "now"}, body
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_response_is_the_doors(settings: Settings, form: str) -> None:
+    head, body, is_plain = FORMS[form]
+    request = f"{head}\r\n{body}".encode("latin-1")
+    answers = []
+    reached = []
+
+    async def test(server: Server) -> None:
+        await server.hold(LIMIT)
+        before = len(server.called)
+        answers.append(comparable(await (await server.connect()).ask(request)))
+        reached.append(len(server.called) - before)
+
+    run(settings, test, HttpToolsProtocol)
+    run(settings, test)
+
+    assert answers[0] == answers[1]
+    assert answers[0][0] in ("HTTP/1.1 503 Service Unavailable", "HTTP/1.1 400 Bad Request")
+    if is_plain:
+        assert reached == [1, 0]
+    else:
+        assert reached[0] == reached[1]
+
+
+def test_refused_connections_are_kept(settings: Settings) -> None:
+    async def test(server: Server) -> None:
+        held = await server.hold(LIMIT)
+        connection = await server.connect()
+        plain = f"{GET}Authorization: flood\r\n\r\n".encode()
+        assert [await connection.status(plain) for _ in range(3)] == [503] * 3
+        assert [await connection.status(HEALTH) for _ in range(LIMIT)] == [200] * LIMIT
+        assert await connection.status(plain) == 503
+        server.release()
+        for each in held:
+            await each.answer()
+        assert await connection.status(plain) == 200
+
+    run(settings, test)
+
+
+def test_refused_connections_are_closed_when_idle(settings: Settings) -> None:
+    async def test(server: Server) -> None:
+        await server.hold(LIMIT)
+        connection = await server.connect()
+        assert await connection.status(f"{GET}\r\n".encode()) == 503
+        async with asyncio.timeout(10):
+            assert await connection.reader.read() == b""
+
+    run(settings, test, keep_alive=1)
+
+
+async def arrive_apart(connection: Connection, *parts: bytes) -> None:
+    """Send parts so that the server receives each one alone."""
+    for part in parts:
+        connection.writer.write(part)
+        await asyncio.sleep(0.05)
+
+
+def test_what_looks_like_a_request_inside_of_another_is_not_answered(settings: Settings) -> None:
+    plain = f"{GET}\r\n".encode()
+
+    async def test(server: Server) -> None:
+        await server.hold(LIMIT)
+        for parts, status in {
+            (b"POST /api/flood/tasks HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(plain), plain): 503,
+            (b"POST /health HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(plain), plain): 405,
+            (
+                b"POST /api/flood/tasks HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
+                b"%x\r\n" % len(plain),
+                plain,
+            ): 503,
+            (b"GET /health/live HTTP/1.1\r\nX-A: ", plain): 200,
+            (b"GET /health/live HTTP/1.1\r\n", plain): 400,
+        }.items():
+            connection = await server.connect()
+            await arrive_apart(connection, *parts)
+            connection.writer.write_eof()
+            answers = (await connection.reader.read()).split(b"HTTP/1.1 ")
+            assert [answer[:3] for answer in answers[1:]] == [b"%d" % status]
+
+    run(settings, test)
+
+
+def test_pipelined_requests_are_answered_in_order(settings: Settings) -> None:
+    async def test(server: Server) -> None:
+        connection, *_ = await server.hold(LIMIT)
+        await arrive_apart(connection, f"{GET}\r\n".encode())
+        server.release()
+        assert (await connection.answer())[0] == "HTTP/1.1 200 OK"
+        assert (await connection.answer())[0] in ("HTTP/1.1 401 Unauthorized", "HTTP/1.1 503 Service Unavailable")
+        await server.connect()
+
+    run(settings, test)
+
+
+def test_requests_in_one_packet_are_all_answered(settings: Settings) -> None:
+    async def test(server: Server) -> None:
+        await server.hold(LIMIT)
+        connection = await server.connect()
+        connection.writer.write(f"{GET}\r\n".encode() * 3)
+        assert {(await connection.answer())[0] for _ in range(3)} == {"HTTP/1.1 503 Service Unavailable"}
+
+    run(settings, test)
+
+
+def test_requests_that_arrive_at_once_are_counted(settings: Settings) -> None:
+    async def test(server: Server) -> None:
+        await server.hold(LIMIT // 2)
+        connections = [await server.connect() for _ in range(50)]
+        await asyncio.sleep(0.1)
+        before = len(server.called)
+        for connection in connections:
+            connection.writer.write(f"{GET}Authorization: flood\r\n\r\n".encode())
+        statuses = [(await connection.answer())[0] for connection in connections]
+        assert statuses.count("HTTP/1.1 503 Service Unavailable") >= 50 - LIMIT
+        assert len(server.called) - before < LIMIT
+        assert await connections[0].status(f"{GET}Authorization: flood\r\n\r\n".encode()) == 200, "they are done"
+
+    run(settings, test)
+
+
+def test_client_that_does_not_read_is_left_to_the_door(settings: Settings) -> None:
+    async def test(server: Server) -> None:
+        await server.hold(LIMIT)
+        connection = await server.connect()
+        plain = f"{GET}\r\n".encode()
+        assert await connection.status(plain) == 503
+        protocol = server.protocols[connection.writer.get_extra_info("sockname")]
+        protocol.pause_writing()  # as its transport does when its buffer is full
+        connection.writer.write(plain)
+        await server.reached(LIMIT + 1)
+        protocol.resume_writing()
+        assert (await connection.answer())[0] == "HTTP/1.1 503 Service Unavailable"
+
+    run(settings, test)
+
+
+def test_delayed_refusals_are_the_doors(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("todo_api.door.MOST_DELAYED", 1)
+
+    async def test(server: Server) -> None:
+        await server.hold(LIMIT)
+        assert await (await server.connect()).status(f"{GET}\r\n".encode()) == 503
+        assert len(server.called) == LIMIT + 1
+
+    run(settings, test)
+
+
+def test_other_applications_are_served_as_by_uvicorn() -> None:
+    async def test() -> None:
+        config = uvicorn.Config(PlainTextResponse("other"), http=Protocol, log_config=None)
+        server = uvicorn.Server(config)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            connection = Connection(*await asyncio.open_connection(*listener.getsockname()))
+            assert (await connection.ask(f"{GET}\r\n".encode()))[2] == b"other"
+            server.should_exit = True
+            await serving
+            connection.writer.close()
+
+    asyncio.run(test())
