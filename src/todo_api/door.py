@@ -8,17 +8,20 @@ import asyncio
 import random
 from typing import Any
 
+from starlette.requests import empty_receive
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from todo_api.admission import Admission
 from todo_api.error_handlers import api_response
 from todo_api.errors import Busy
-from todo_api.middleware import CORS, common_headers
+from todo_api.middleware import CORS, api_prefix, common_headers
 
-# Refusals of an owner who has most of the requests in flight are delayed, so that clients of one user that retry
-# immediately do not use up the processor; only so many at a time.
+# Refusals of an owner with many requests in flight are delayed, so that clients of one user that retry immediately do
+# not use up the processor. The more of them wait, the longer, so that no more than these are sent in a second.
 DELAY_SECONDS = 0.09
-MOST_DELAYED = 200
+LONGEST_DELAY_SECONDS = 1.0  # as long as `Retry-After`
+MOST_DELAYED_PER_SECOND = 2000
+MOST_DELAYED = 200  # tasks that wait in the application; the others are refused without a delay
 STATE_KEY = "todo_api_door"  # of the door in the lifespan's state
 
 
@@ -38,21 +41,26 @@ class Door:
         self._origins = [origin.encode() for origin in cors_options["allow_origins"]]
         # The headers of a refusal but for `X-Request-ID`, as sent, by the request's `Origin`; since the startup.
         self.header_lines: dict[bytes | None, bytes] = {}
-        self._delayed = 0
+        self.root_path: str | None = None  # of the last request
+        self.delayed = 0  # refusals that wait
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
-        owner = _owner(scope)
-        if owner is None:
+        if scope["type"] == "http":
+            self.root_path = scope.get("root_path", "")
+            owner = _owner(scope)
+        else:
+            owner = None
             if scope["type"] == "lifespan" and "state" in scope:
                 self.header_lines = {origin: await self._lines(origin) for origin in (None, *self._origins)}
                 scope["state"][STATE_KEY] = self
+        if owner is None:
             await self.app(scope, receive, send)
             return
         if self.admission.refuses(owner):
             self.admission.record_refusal()
-            if self.delays(owner):
-                await self._delay()
+            if delay := self.delay(owner, MOST_DELAYED):
+                await self._wait(delay)
             await self._refuse(scope, receive, send)
             return
         self.admission.enter(owner)
@@ -61,29 +69,29 @@ class Door:
         finally:
             self.admission.leave(owner)
 
-    def delays(self, owner: str) -> bool:
-        """Tell whether to delay a refusal of this owner."""
-        return self._delayed < MOST_DELAYED and self.admission.has_most(owner)
+    def delay(self, owner: str, most: int) -> float:
+        """Return how many seconds to delay a refusal of this owner; 0 if not at all, or if `most` wait already."""
+        if self.delayed >= most or not self.admission.has_many(owner):
+            return 0.0
+        seconds = min(max(DELAY_SECONDS, self.delayed / MOST_DELAYED_PER_SECOND), LONGEST_DELAY_SECONDS)
+        # With jitter, so that they do not come again at the same moment, in the way of everyone else.
+        return seconds * random.uniform(0.7, 1.3)  # noqa: S311  # no secret
 
-    async def _delay(self) -> None:
-        self._delayed += 1
+    async def _wait(self, seconds: float) -> None:
+        self.delayed += 1
         try:
-            # With jitter, so that they do not come again at the same moment, in the way of everyone else.
-            await asyncio.sleep(DELAY_SECONDS * random.uniform(0.7, 1.3))  # noqa: S311  # no secret
+            await asyncio.sleep(seconds)
         finally:
-            self._delayed -= 1
+            self.delayed -= 1
 
     async def _lines(self, origin: bytes | None) -> bytes:
         sent: list[Message] = []
-
-        async def receive() -> Message:
-            raise NotImplementedError
 
         async def send(message: Message) -> None:
             sent.append(message)
 
         headers = [] if origin is None else [(b"origin", origin)]
-        await self._refuse({"type": "http", "method": "GET", "path": "/api/", "headers": headers}, receive, send)
+        await self._refuse({"type": "http", "method": "GET", "path": "/api/", "headers": headers}, empty_receive, send)
         return b"".join(b"%b: %b\r\n" % pair for pair in sent[0]["headers"] if pair[0] != b"x-request-id")
 
     async def _send_refusal(self, scope: Scope, _: Receive, send: Send) -> None:
@@ -94,9 +102,6 @@ class Door:
 
 def _owner(scope: Scope) -> str | None:
     """Return the user in the path, or None on other paths than the API's."""
-    if scope["type"] != "http":
-        return None
+    prefix = api_prefix(scope)
     path: str = scope["path"]
-    if root_path := scope.get("root_path"):
-        path = path.removeprefix(root_path.rstrip("/"))
-    return path[5:].partition("/")[0] if path.startswith("/api/") else None
+    return path[len(prefix) :].partition("/")[0] if path.startswith(prefix) else None

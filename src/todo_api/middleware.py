@@ -44,8 +44,7 @@ def common_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
     identifier = headers.get(b"x-request-id", b"")
     if not _VALID_ID.fullmatch(identifier):
         identifier = new_request_id()
-    prefix = _api_prefix(scope) if scope.get("root_path") else "/api/"
-    is_api, has_origin = scope["path"].startswith(prefix), b"origin" in headers
+    is_api, has_origin = scope["path"].startswith(api_prefix(scope)), b"origin" in headers
     return [(b"x-request-id", identifier), *_COMMON_HEADERS[is_api, has_origin]]
 
 
@@ -100,9 +99,11 @@ class RequestLog:
                 logger.handle(logger.makeRecord(logger.name, logging.INFO, __file__, 0, _LINE, (facts,), None))
 
 
-def _api_prefix(scope: Scope) -> str:
-    """Strip trailing slashes from the root path, and return the prefix of the API's paths."""
-    root_path = scope["root_path"].rstrip("/")
+def api_prefix(scope: Scope) -> str:
+    """Return the prefix of the API's paths; also strip trailing slashes from the root path."""
+    if not scope.get("root_path"):
+        return "/api/"
+    root_path: str = scope["root_path"].rstrip("/")
     if root_path != scope["root_path"]:
         if scope["path"].startswith(scope["root_path"] + "/"):  # the server prefixed the path with it
             scope["path"] = root_path + scope["path"][len(scope["root_path"]) :]

@@ -18,16 +18,16 @@ from todo_api.middleware import new_request_id
 
 # The head of a request that is understood without a parser: with a target that needs no decoding, each header on a line
 # of its own, and none that affects the connection or the body's framing but one `Content-Length`. `X-Request-ID` and
-# `Origin` are only accepted in their valid forms. Possessive, so that the time is linear in the length.
+# `Origin` are only accepted in their valid forms, `Origin` once. Possessive, so that the time is linear in the length.
 _PLAIN_REQUEST = re.compile(
     rb"""
-    (?:GET|POST|PUT|PATCH|DELETE)[ ]/api/(?P<owner>[A-Za-z0-9._~-]++)/tasks(?:[/?][!-~]*+)?+[ ]HTTP/1\.1\r\n
+    (?:GET|POST|PUT|PATCH|DELETE)[ ]/api/(?P<owner>[A-Za-z0-9._~-]++)/tasks(?:[/?][!-~]{0,8000}+)?+[ ]HTTP/1\.1\r\n
     (?:
         (?i:X-Request-ID):[ ]?(?P<id>[A-Za-z0-9._-]{1,128}+)\r\n
     |
-        (?i:Origin):[ ]?(?P<origin>[!-~]++)\r\n
+        (?i:Origin):[ ]?(?P<origin>[!-~]++)(?!\r\n(?:[^\r\n]++\r\n)*?(?i:Origin):)\r\n
     |
-        (?i:Content-Length):[ ]?(?P<length>[0-9]{1,7}+)(?!(?s:.*?)\n(?i:Content-Length):)\r\n
+        (?i:Content-Length):[ ]?(?P<length>[0-9]{1,7}+)(?!\r\n(?:[^\r\n]++\r\n)*?(?i:Content-Length):)\r\n
     |
         (?i:Connection):[ ]?(?i:keep-alive)\r\n
     |
@@ -38,6 +38,7 @@ _PLAIN_REQUEST = re.compile(
     """,
     re.VERBOSE,
 )
+MOST_DELAYED = 5000  # a delayed refusal is a timer and some bytes here
 _STATUS_LINE = b"HTTP/1.1 %d %b\r\n" % (Busy.status, HTTPStatus(Busy.status).phrase.encode())
 
 
@@ -49,6 +50,7 @@ class Protocol(HttpToolsProtocol):
 
     _door: Door | None = None
     _in_message = False
+    _delayed = b""  # a refusal to send later; meanwhile, nothing is read
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Look up the door."""
@@ -58,8 +60,6 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Note that the parser has begun a request."""
         self._in_message = True
-        if self._door and self._door.admission.is_near_limit:
-            self._door.admission.announce()
         super().on_message_begin()
 
     def on_message_complete(self) -> None:
@@ -67,8 +67,14 @@ class Protocol(HttpToolsProtocol):
         self._in_message = False
         super().on_message_complete()
 
+    def shutdown(self) -> None:
+        """Send a delayed refusal before the connection is closed."""
+        self._send_delayed()
+        super().shutdown()
+
     def data_received(self, data: bytes) -> None:
         """Refuse a request, or pass the data to the parser."""
+        self._send_delayed()  # with TLS, data may arrive although reading is paused
         if not (self._door and self._door.admission.is_near_limit and self._refuse(self._door, data)):
             super().data_received(data)
 
@@ -81,13 +87,31 @@ class Protocol(HttpToolsProtocol):
             return False
         owner = request["owner"].decode()
         lines = door.header_lines.get(request["origin"])
-        if lines is None or not door.admission.refuses(owner) or door.delays(owner):
+        if lines is None or door.root_path != self.root_path:  # the application is mounted in another
+            return False
+        if not door.admission.refuses(owner):
+            door.admission.announce(owner)
             return False
         door.admission.record_refusal()
         server_lines = b"".join([b"%b: %b\r\n" % pair for pair in self.server_state.default_headers])
         identifier = request["id"] or new_request_id()
-        self.transport.write(
-            b"%b%b%bx-request-id: %b\r\n\r\n%b" % (_STATUS_LINE, server_lines, lines, identifier, door.body)
-        )
-        self.on_response_complete()  # which starts the timeout of an idle connection
+        refusal = b"%b%b%bx-request-id: %b\r\n\r\n%b" % (_STATUS_LINE, server_lines, lines, identifier, door.body)
+        if delay := door.delay(owner, MOST_DELAYED):
+            door.delayed += 1
+            self._unset_keepalive_if_required()
+            self.flow.pause_reading()
+            self._delayed = refusal
+            self.loop.call_later(delay, self._send_delayed)
+        else:
+            self._send(refusal)
         return True
+
+    def _send_delayed(self) -> None:
+        if self._door and self._delayed:
+            refusal, self._delayed = self._delayed, b""
+            self._door.delayed -= 1
+            self._send(refusal)
+
+    def _send(self, refusal: bytes) -> None:
+        self.transport.write(refusal)
+        self.on_response_complete()  # which reads on, and starts the timeout of an idle connection

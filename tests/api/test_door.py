@@ -82,7 +82,7 @@ def bounds(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def set_bounds(**values: float) -> None:
         for name, value in values.items():
-            module = "door" if name in ("DELAY_SECONDS", "MOST_DELAYED") else "admission"
+            module = "door" if "DELAY" in name else "admission"
             monkeypatch.setattr(f"todo_api.{module}.{name}", value)
 
     set_bounds(LEAST_IN_FLIGHT=4, IN_FLIGHT_PER_CONNECTION=1, BURST_SECONDS=0, MOST_DELAYED=0)
@@ -130,7 +130,37 @@ def test_small_owners_pass_a_full_door(settings: Settings) -> None:
         await service.start("flood", 4)
         assert await service.statuses("flood", "alice") == [503, 200]
         await service.start("alice", 1)
+        assert await service.statuses("flood", "alice") == [503, 200], "half of the limit is alice's share"
+        await service.start("alice", 1)
         assert await service.statuses("flood", "alice", "bob") == [503, 503, 200]
+        await service.start("bob", 1)
+        assert await service.statuses("flood", "alice", "bob", "carol") == [503, 503, 503, 200]
+        await service.start("carol", 1)
+        assert await service.statuses("dave") == [503], "four owners have one each"
+
+    run_with(settings, test)
+
+
+def test_idle_requests_of_one_owner_take_no_others_share(settings: Settings, bounds: Callable[..., None]) -> None:
+    async def test(service: Service) -> None:
+        bounds(BURST_SECONDS=60)
+        await service.start("flood", 10)
+        bounds(BURST_SECONDS=0)
+        for owner in ("bob", "carol", "dave", "alice"):
+            await service.start(owner, 1)
+        assert await service.statuses("alice", "flood") == [200, 503]
+
+    bounds(LEAST_IN_FLIGHT=8)
+    run_with(settings, test)
+
+
+def test_one_owner_has_at_most_half_of_a_burst(settings: Settings, bounds: Callable[..., None]) -> None:
+    async def test(service: Service) -> None:
+        bounds(BURST_SECONDS=60, MOST_IN_FLIGHT=12)
+        await service.start("flood", 6)
+        assert await service.statuses("flood", "alice") == [503, 200]
+        await service.start("alice", 6)
+        assert await service.statuses("bob") == [503]
 
     run_with(settings, test)
 
@@ -146,12 +176,15 @@ def test_other_paths_pass_a_full_door(settings: Settings) -> None:
     run_with(settings, test)
 
 
-@pytest.mark.parametrize("root_path", ["/before", "/before/"])
-def test_door_knows_the_owner_under_a_root_path(settings: Settings, root_path: str) -> None:
+@pytest.mark.parametrize(
+    ("root_path", "prefix"),
+    [("/before", "/before"), ("/before/", "/before"), ("/before/", "/before/"), ("/a", ""), ("/a", "/a"), ("/", "")],
+)
+def test_door_knows_the_owner_under_a_root_path(settings: Settings, root_path: str, prefix: str) -> None:
     async def test(service: Service) -> None:
         await service.start("flood", 4)
         for owner, status in {"flood": 503, "bob": 401}.items():
-            answer = await service.send("GET", f"/before/api/{owner}/tasks", root_path=root_path)
+            answer = await service.send("GET", f"{prefix}/api/{owner}/tasks", root_path=root_path)
             assert answer.status_code == status
 
     run_with(settings, test)
@@ -160,16 +193,43 @@ def test_door_knows_the_owner_under_a_root_path(settings: Settings, root_path: s
 def test_limited_number_of_refusals_is_delayed(settings: Settings, bounds: Callable[..., None]) -> None:
     async def test(service: Service) -> None:
         bounds(MOST_DELAYED=1, DELAY_SECONDS=60)
-        await service.start("alice", 3)
-        await service.start("bob", 1)
+        await service.start("alice", 4)
         delayed = asyncio.create_task(service.ask("alice"))
         await asyncio.sleep(0.1)
-        assert await service.statuses("alice", "bob") == [503, 503]
+        assert await service.statuses("alice") == [503]
         assert not delayed.done()
         delayed.cancel()
         await asyncio.wait([delayed])
         bounds(DELAY_SECONDS=0.01)
         assert await service.statuses("alice") == [503]
+
+    run_with(settings, test)
+
+
+def test_refusals_of_owners_with_few_in_flight_are_not_delayed(settings: Settings, bounds: Callable[..., None]) -> None:
+    async def test(service: Service) -> None:
+        bounds(MOST_DELAYED=1, DELAY_SECONDS=60)
+        for number in range(8):
+            await service.start(f"user{number}", 1)
+        async with asyncio.timeout(10):
+            assert await service.statuses("user0") == [503], "one of eight"
+
+    bounds(LEAST_IN_FLIGHT=8)
+    run_with(settings, test)
+
+
+def test_refusals_wait_longer_the_more_of_them_wait(settings: Settings, bounds: Callable[..., None]) -> None:
+    async def test(service: Service) -> None:
+        bounds(MOST_DELAYED=2, DELAY_SECONDS=0.01, LONGEST_DELAY_SECONDS=60, MOST_DELAYED_PER_SECOND=0.01)
+        await service.start("alice", 4)
+        first, second = (asyncio.create_task(service.ask("alice")) for _ in range(2))
+        assert (await first).status_code == 503
+        await asyncio.sleep(0.1)
+        assert not second.done()
+        bounds(DELAY_SECONDS=60, LONGEST_DELAY_SECONDS=0.01)
+        assert await service.statuses("alice") == [503]
+        second.cancel()
+        await asyncio.wait([second])
 
     run_with(settings, test)
 

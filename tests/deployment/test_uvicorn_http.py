@@ -67,36 +67,45 @@ class Connection:
 
 
 class Server:
-    """A running server; `called` has the method and path of each request that reached the application."""
+    """A running server; `called` has the method and path of each request that reached the application.
 
-    def __init__(self, settings: Settings) -> None:
+    With a prefix, the application has only the paths under it; another application has the others.
+    """
+
+    def __init__(self, settings: Settings, prefix: str = "") -> None:
         self.called: list[str] = []
+        self._prefix = prefix
         self._backend = Holding()
         self._app = create_app(settings, self._backend)
+        self.refused = self._app.state.database.refusals.counts
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: list[Connection] = []
 
-    async def _count(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             self.called.append(f"{scope['method']} {scope['path']}")
+            if not scope["path"].startswith(self._prefix):
+                await PlainTextResponse("other")(scope, receive, send)
+                return
+            if self._prefix:
+                scope = {**scope, "root_path": self._prefix}
         await self._app(scope, receive, send)
 
     @asynccontextmanager
     async def running(self, protocol: type[asyncio.Protocol], keep_alive: int) -> AsyncIterator[None]:
         config = uvicorn.Config(
-            self._count, interface="asgi3", http=protocol, log_config=None, timeout_keep_alive=keep_alive
+            self._dispatch, interface="asgi3", http=protocol, log_config=None, timeout_keep_alive=keep_alive
         )
-        server = uvicorn.Server(config)
-        self._connections = server.server_state.connections
+        self._server = server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
         try:
             first = await self.connect()  # its request waits for the database
-            assert (await first.status(f"{GET}Authorization: flood\r\n\r\n".encode())) == 200
+            assert await first.status(self._request("Authorization: flood\r\n")) == 200
             self.called.clear()
             yield
         finally:
-            self._backend.released.set()
-            server.should_exit = True
+            self.release()
+            self.stop()
             await serving
             for connection in self._open:
                 connection.writer.close()
@@ -108,13 +117,15 @@ class Server:
         self._open.append(connection)
         return connection
 
-    async def hold(self, number: int, owner: str = "flood") -> list[Connection]:
+    def _request(self, headers: str) -> bytes:
+        return f"GET {self._prefix}/api/flood/tasks HTTP/1.1\r\n{headers}\r\n".encode()
+
+    async def hold(self, number: int) -> list[Connection]:
         """Send requests that stay in flight, on a connection each."""
         before = len(self.called)
         connections = [await self.connect() for _ in range(number)]
         for connection in connections:
-            request = f"GET /api/{owner}/tasks HTTP/1.1\r\nHold: 1\r\nAuthorization: {owner}\r\n\r\n"
-            connection.writer.write(request.encode())
+            connection.writer.write(self._request("Hold: 1\r\nAuthorization: flood\r\n"))
         await self.reached(before + number)
         return connections
 
@@ -127,11 +138,16 @@ class Server:
     @property
     def protocols(self) -> dict[tuple[str, int], Protocol]:
         """The connections' protocols, by the address of the client."""
-        return {each.client: each for each in self._connections if isinstance(each, Protocol) and each.client}
+        connections = self._server.server_state.connections
+        return {each.client: each for each in connections if isinstance(each, Protocol) and each.client}
 
     def release(self) -> None:
         """Let the requests in flight go on."""
         self._backend.released.set()
+
+    def stop(self) -> None:
+        """Begin the graceful shutdown."""
+        self._server.should_exit = True
 
 
 @pytest.fixture(autouse=True)
@@ -140,6 +156,18 @@ def bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"LEAST_IN_FLIGHT": LIMIT, "IN_FLIGHT_PER_CONNECTION": 0, "BURST_SECONDS": 0}.items():
         monkeypatch.setattr(f"todo_api.admission.{name}", value)
     monkeypatch.setattr("todo_api.door.MOST_DELAYED", 0)
+    monkeypatch.setattr("todo_api.uvicorn_http.MOST_DELAYED", 0)
+
+
+@pytest.fixture
+def delays(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Delay one refusal at a time."""
+
+    def set_delay(seconds: float) -> None:
+        monkeypatch.setattr("todo_api.uvicorn_http.MOST_DELAYED", 1)
+        monkeypatch.setattr("todo_api.door.DELAY_SECONDS", seconds)
+
+    return set_delay
 
 
 @pytest.fixture(autouse=True)
@@ -154,9 +182,10 @@ def run(
     test: Callable[[Server], Awaitable[None]],
     protocol: type[asyncio.Protocol] = Protocol,
     keep_alive: int = 60,
+    prefix: str = "",
 ) -> None:
     async def main() -> None:
-        server = Server(settings.model_copy(update={"cors_origins": (ORIGIN,)}))
+        server = Server(settings.model_copy(update={"cors_origins": (ORIGIN,)}), prefix)
         async with server.running(protocol, keep_alive):
             await test(server)
 
@@ -184,6 +213,9 @@ FORMS = {
     "closing, for a proxy": (f"{GET}Proxy-Connection: close\r\n", "", False),
     "upgrade": (f"{GET}Connection: Upgrade\r\nUpgrade: h2c\r\n", "", False),
     "mention of an upgrade": (f"{GET}Upgrade: h2c\r\n", "", True),
+    "long id": (f"{GET}X-Request-ID: {'x' * 129}\r\n", "", False),
+    "two origins": (f"{GET}Origin: https://other.example.com\r\nHost: x\r\nOrigin: {ORIGIN}\r\n", "", False),
+    "long target": (f"GET /api/flood/tasks?{'x' * 70_000} HTTP/1.1\r\n", "", False),
     "invalid id": (f"{GET}X-Request-ID: the id\r\n", "", False),
     "other origin": (f"{GET}Origin: https://other.example.com\r\n", "", False),
     "expectation": (f"{GET}Expect: 100-continue\r\n", "", False),
@@ -233,8 +265,11 @@ def test_refused_connections_are_kept(settings: Settings) -> None:
         connection = await server.connect()
         plain = f"{GET}Authorization: flood\r\n\r\n".encode()
         assert [await connection.status(plain) for _ in range(3)] == [503] * 3
-        assert [await connection.status(HEALTH) for _ in range(LIMIT)] == [200] * LIMIT
+        assert await connection.status(HEALTH) == 200
+        before = len(server.called)
         assert await connection.status(plain) == 503
+        assert len(server.called) == before
+        assert server.refused["door"] == 4
         server.release()
         for each in held:
             await each.answer()
@@ -340,15 +375,81 @@ def test_client_that_does_not_read_is_left_to_the_door(settings: Settings) -> No
     run(settings, test)
 
 
-def test_delayed_refusals_are_the_doors(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("todo_api.door.MOST_DELAYED", 1)
-
+def test_refusals_of_a_flood_are_delayed(settings: Settings, delays: Callable[[float], None]) -> None:
     async def test(server: Server) -> None:
         await server.hold(LIMIT)
-        assert await (await server.connect()).status(f"{GET}\r\n".encode()) == 503
-        assert len(server.called) == LIMIT + 1
+        delays(60)
+        delayed, other = await server.connect(), await server.connect()
+        delayed.writer.write(f"{GET}\r\n".encode())
+        await asyncio.sleep(0.1)
+        assert await other.status(f"{GET}\r\n".encode()) == 503, "only one at a time"
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await delayed.reader.read(1)
+        server.stop()
+        assert (await delayed.answer())[0] == "HTTP/1.1 503 Service Unavailable"
+        assert len(server.called) == LIMIT
 
     run(settings, test)
+
+
+def test_delay_is_not_the_idle_time_of_the_connection(settings: Settings, delays: Callable[[float], None]) -> None:
+    async def test(server: Server) -> None:
+        await server.hold(LIMIT)
+        delays(2)
+        connection = await server.connect()
+        assert await connection.status(HEALTH) == 200
+        assert await connection.status(f"{GET}\r\n".encode()) == 503
+
+    run(settings, test, keep_alive=1)
+
+
+def test_data_during_a_delay_ends_it(settings: Settings, delays: Callable[[float], None]) -> None:
+    async def test(server: Server) -> None:
+        await server.hold(LIMIT)
+        connection = await server.connect()
+        assert await connection.status(HEALTH) == 200
+        delays(60)
+        connection.writer.write(f"{GET}\r\n".encode())
+        await asyncio.sleep(0.1)
+        connection.writer.write(HEALTH)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await connection.reader.read(1)
+        protocol = server.protocols[connection.writer.get_extra_info("sockname")]
+        protocol.data_received(HEALTH)  # as TLS does with what it had read before reading was paused
+        answers = [(await connection.answer())[0] for _ in range(3)]
+        assert answers == ["HTTP/1.1 503 Service Unavailable", "HTTP/1.1 200 OK", "HTTP/1.1 200 OK"]
+
+    run(settings, test)
+
+
+def test_client_that_leaves_during_a_delay_is_forgotten(settings: Settings, delays: Callable[[float], None]) -> None:
+    async def test(server: Server) -> None:
+        await server.hold(LIMIT)
+        delays(0.2)
+        leaving, staying = await server.connect(), await server.connect()
+        leaving.writer.write(f"{GET}\r\n".encode())
+        await asyncio.sleep(0.05)
+        leaving.writer.transport.abort()
+        delays(60)
+        await asyncio.sleep(0.4)
+        staying.writer.write(f"{GET}\r\n".encode())
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await staying.reader.read(1)
+
+    run(settings, test)
+
+
+def test_another_applications_paths_are_not_refused(settings: Settings) -> None:
+    async def test(server: Server) -> None:
+        await server.hold(LIMIT)
+        connection = await server.connect()
+        assert (await connection.ask(f"{GET}\r\n".encode()))[2] == b"other"
+        assert await connection.status(b"GET /todo/api/flood/tasks HTTP/1.1\r\n\r\n") == 503
+
+    run(settings, test, prefix="/todo")
 
 
 def test_other_applications_are_served_as_by_uvicorn() -> None:
