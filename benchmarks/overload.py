@@ -22,17 +22,30 @@ ROUND_TRIP = 0.02
 OFFERED = (0.7, 1, 2, 4)  # times the capacity
 SECONDS = 4.0
 AFTER = 4.0  # of load at half the capacity after each overload, to measure the recovery
-FLOOD = 200  # clients of one user
+FLOODS = (200, 1000)  # clients of one user
 NEIGHBOUR = 50  # requests per second of another user
 Found = list[tuple[str, float, int, float]]
 
 
-def arrive(running: Service, *streams: Stream) -> Found:
-    """Send the requests of some streams from a separate process, and return their results."""
+def start(running: Service, *streams: Stream) -> subprocess.Popen[str]:
+    """Send the requests of some streams from a separate process, which prints their results."""
     port = running.url.rpartition(":")[2]
     command = [sys.executable, str(Path(__file__).with_name("arrivals.py")), port, json.dumps(streams)]
-    found: Found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def results(sending: subprocess.Popen[str]) -> Found:
+    """Wait for the results of a process that sends requests."""
+    output, _ = sending.communicate()
+    if sending.returncode:
+        raise subprocess.CalledProcessError(sending.returncode, sending.args)
+    found: Found = json.loads(output)
     return found
+
+
+def arrive(running: Service, *streams: Stream) -> Found:
+    """Send the requests of some streams, and return their results."""
+    return results(start(running, *streams))
 
 
 def percentile(times: list[float], percent: int) -> float:
@@ -89,14 +102,12 @@ def offer(database: BenchmarkDatabase, running: Service, capacity: float, times:
     }
 
 
-def neighbour(database: BenchmarkDatabase, running: Service) -> dict[str, float]:
-    """Measure one user's requests with and without a flood of requests from another."""
-    found = arrive(
-        running,
-        stream(database, "quiet", 0, SECONDS, rate=NEIGHBOUR, owner="u2"),
-        stream(database, "flood", SECONDS, 2 * SECONDS, clients=FLOOD, owner="u1"),
-        stream(database, "beside", SECONDS + 0.5, 2 * SECONDS, rate=NEIGHBOUR, owner="u2"),
-    )
+def neighbour(database: BenchmarkDatabase, running: Service, clients: int) -> dict[str, float]:
+    """Measure one user's requests with and without a flood of requests from another, sent by another process."""
+    found = arrive(running, stream(database, "quiet", 0, SECONDS, rate=NEIGHBOUR, owner="u2"))
+    flood = start(running, stream(database, "flood", 0, SECONDS, clients=clients, owner="u1"))
+    found += arrive(running, stream(database, "beside", 0.5, SECONDS, rate=NEIGHBOUR, owner="u2"))
+    found += results(flood)
     of = {
         name: [(status, took) for each, _, status, took in found if each == name]
         for name in ("quiet", "beside", "flood")
@@ -108,6 +119,7 @@ def neighbour(database: BenchmarkDatabase, running: Service) -> dict[str, float]
     }
     answers = sum(status in (200, 404) for status, _ in of["flood"]) / SECONDS
     return {
+        "clients": clients,
         **figures,
         "ratio": figures["beside_95"] / figures["quiet_95"],
         "failed": sum(status not in (200, 404) for status, _ in of["beside"]),
@@ -133,9 +145,12 @@ def measure(database: BenchmarkDatabase, name: str, url: str, python: str) -> di
         with warm() as running:
             figures["offered"][str(times)] = found = offer(database, running, capacity, times)
         say(f"{times} times {capacity:.0f}/s: " + ", ".join(f"{key} {value:.2f}" for key, value in found.items()))
-    with warm() as running:
-        figures["neighbour"] = found = neighbour(database, running)
-    say("neighbour: " + ", ".join(f"{key} {value:.1f}" for key, value in found.items()))
+    figures["neighbours"] = []
+    for clients in FLOODS:
+        with warm() as running:
+            found = neighbour(database, running, clients)
+        figures["neighbours"].append(found)
+        say("neighbour: " + ", ".join(f"{key} {value:.1f}" for key, value in found.items()))
     return figures
 
 

@@ -288,15 +288,17 @@ def load(result: dict[str, Any]) -> str:
             ),
         )  # fmt: skip
         beside = table(
-            ("", "quiet p50 ms", "p95 ms", "beside the flood p50 ms", "p95 ms", "p95 / quiet", "failed",
-             "the flood: answered/s", "refused/s"),
+            ("", "clients of the flood", "quiet p50 ms", "p95 ms", "beside the flood p50 ms", "p95 ms", "p95 / quiet",
+             "failed", "the flood: answered/s", "refused/s"),
             (
                 (
                     name,
+                    each["clients"],
                     *(f"{each[figure]:.1f}" for figure in ("quiet_50", "quiet_95", "beside_50", "beside_95", "ratio")),
                     *(f"{each[figure]:.0f}" for figure in ("failed", "flood_answered", "flood_refused")),
                 )
-                for name, each in ((name, figures["neighbour"]) for name, figures in services.items())
+                for name, figures in services.items()
+                for each in figures["neighbours"]
             ),
         )  # fmt: skip
         text += f"\n### {WAYS[way]}\n\n{rush}\nOne user beside another one's flood.\n\n{beside}"
