@@ -267,13 +267,15 @@ def load(result: dict[str, Any]) -> str:
     text = f"{_where(result)}\n"
     for way, services in result["found"].items():
         rush = table(
-            ("", "offered, of the capacity", "requests/s", "answered in 2 s, of the capacity", "p50 ms", "p95 ms",
-             "refused", "p50 of that, ms", "no answer in 2 s", "itself again after s", "memory above idle, MB"),
+            ("", "offered, of the capacity", "requests/s", "capacity/s", "answered in 2 s, of the capacity", "p50 ms",
+             "p95 ms", "refused", "p50 of that, ms", "no answer in 2 s", "itself again after s",
+             "memory above idle, MB"),
             (
                 (
                     name,
                     times,
                     f"{each['offered']:.0f}",
+                    f"{each['capacity']:.0f}",
                     f"{each['goodput']:.2f}",
                     f"{each['p50']:.0f}",
                     f"{each['p95']:.0f}",
@@ -293,7 +295,7 @@ def load(result: dict[str, Any]) -> str:
             (
                 (
                     name,
-                    each["clients"],
+                    str(each["clients"]),
                     *(f"{each[figure]:.1f}" for figure in ("quiet_50", "quiet_95", "beside_50", "beside_95", "ratio")),
                     *(f"{each[figure]:.0f}" for figure in ("failed", "flood_answered", "flood_refused")),
                 )
