@@ -7,29 +7,13 @@ from typing import Any
 
 import httpx2
 import pytest
-from starlette.authentication import AuthCredentials, AuthenticationBackend, BaseUser
-from starlette.requests import HTTPConnection
 
-from tests.support.api import BearerIsIdentity, Person, error
+from tests.support.api import Holding, Person, error
 from tests.support.postgres import locked, waiting_backend
 from todo_api.main import create_app
 from todo_api.settings import Settings
 
 ORIGIN = "https://app.example.com"
-
-
-class Holding(AuthenticationBackend):
-    """Hold requests with the header `Hold` until `released` is set."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-        self.released = asyncio.Event()
-
-    async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, BaseUser] | None:
-        self.asked += 1
-        if "hold" in conn.headers:
-            await self.released.wait()
-        return await BearerIsIdentity().authenticate(conn)
 
 
 class Service:

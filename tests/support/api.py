@@ -1,5 +1,6 @@
 """A client of the application in this process, and users whose bearer token is their id."""
 
+import asyncio
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,20 @@ class BearerIsIdentity(AuthenticationBackend):
     async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, BaseUser] | None:
         token = conn.headers.get("authorization", "").removeprefix("Bearer ")
         return (AuthCredentials(), SimpleUser(unquote(token, errors="surrogatepass"))) if token else None
+
+
+class Holding(AuthenticationBackend):
+    """Hold requests with the header `Hold` until `released` is set, and count all."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.released = asyncio.Event()
+
+    async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, BaseUser] | None:
+        self.asked += 1
+        if "hold" in conn.headers:
+            await self.released.wait()
+        return await BearerIsIdentity().authenticate(conn)
 
 
 class CheckedClient(TestClient):
