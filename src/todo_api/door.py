@@ -31,7 +31,7 @@ class Door:
     A server finds the door in the state of the lifespan, and may refuse requests before it calls the application.
     """
 
-    def __init__(self, app: ASGIApp, admission: Admission, /, **cors_options: Any) -> None:  # noqa: ANN401  # of `CORS`
+    def __init__(self, app: ASGIApp, admission: Admission, /, **cors_options: Any) -> None:  # noqa: ANN401  # those of `CORS`
         self.app = app
         self.admission = admission
         refusal = api_response(Busy())

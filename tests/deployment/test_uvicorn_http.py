@@ -22,8 +22,6 @@ ORIGIN = "https://app.example.com"
 LIMIT = 4  # requests in flight
 GET = "GET /api/flood/tasks HTTP/1.1\r\nHost: x\r\n"
 HEALTH = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
-
-
 Answer = tuple[str, dict[str, str], bytes]
 
 
@@ -127,7 +125,7 @@ class Server:
     async def reached(self, number: int) -> None:
         """Wait until as many requests have reached the application."""
         async with asyncio.timeout(10):
-            while len(self.called) < number:  # noqa: ASYNC110  # nothing tells
+            while len(self.called) < number:  # noqa: ASYNC110  # the application has no event for it
                 await asyncio.sleep(0.01)
 
     @property
