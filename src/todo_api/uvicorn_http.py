@@ -110,7 +110,8 @@ class Protocol(HttpToolsProtocol):
         if self._door and self._delayed:
             refusal, self._delayed = self._delayed, b""
             self._door.delayed -= 1
-            self._send(refusal)
+            if not self.transport.is_closing():  # uvloop's raises when it is written to after that
+                self._send(refusal)
 
     def _send(self, refusal: bytes) -> None:
         self.transport.write(refusal)

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 import uvicorn
+import uvloop
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -183,7 +184,7 @@ def run(
         async with server.running(protocol, keep_alive):
             await test(server)
 
-    asyncio.run(main())
+    uvloop.run(main())  # as uvicorn does
 
 
 FORMS = {
@@ -428,6 +429,23 @@ def test_client_that_leaves_during_a_delay_is_forgotten(settings: Settings, dela
         assert await staying.is_silent()
 
     run(settings, test)
+
+
+def test_connection_lost_during_a_delay_is_not_written_to(
+    settings: Settings, delays: Callable[[float], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(server: Server) -> None:
+        await server.hold(LIMIT)
+        delays(0.2)
+        connection = await server.connect()
+        connection.writer.write(f"{GET}\r\n".encode())
+        await asyncio.sleep(0.05)
+        server.protocols[connection.writer.get_extra_info("sockname")].transport.abort()
+        await asyncio.sleep(0.4)
+
+    run(settings, test)
+
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []
 
 
 def test_another_applications_paths_are_not_refused(settings: Settings) -> None:
