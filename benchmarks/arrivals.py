@@ -4,11 +4,14 @@ python arrivals.py PORT PLAN, where the plan is a JSON list of streams, each for
 """
 
 import asyncio
+import gc
 import json
 import random
 import resource
 import sys
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 from typing import NamedTuple, cast
@@ -44,58 +47,66 @@ class Stream(NamedTuple):
         ).encode()
 
 
+@dataclass(eq=False, slots=True)
+class Asked:
+    """A request that was due at `due`, in seconds of the run; `then` is called when it has ended."""
+
+    stream: str
+    due: float
+    then: Callable[[], None] | None = None
+
+
 class Client(asyncio.Protocol):
     """A connection with at most one request on it."""
 
     def __init__(self, arrivals: "Arrivals") -> None:
         self._arrivals = arrivals
         self._transport: asyncio.Transport | None = None
-        self._request: bytes | None = None
-        self.answered: Callable[[int], None] | None = None
+        self._request = b""  # to send once the connection is open
         self._answer = b""
+        self.asked: Asked | None = None
 
-    def ask(self, request: bytes, answered: Callable[[int], None]) -> None:
+    def ask(self, request: bytes, asked: Asked) -> None:
         """Send a request as soon as the connection is open."""
-        self.answered = answered
-        self._answer = b""
+        self.asked = asked
         if self._transport:
             self._transport.write(request)
         else:
             self._request = request
 
-    def abort(self) -> None:
-        """Close the connection."""
-        self.answered = None
-        self._request = None
+    def time_out(self) -> None:
+        """Close the connection, without an answer to its request."""
         if self._transport:
             self._transport.abort()
+        self._end(NO_ANSWER)
+
+    def _end(self, status: int) -> None:
+        asked, self.asked = self.asked, None
+        if asked:
+            self._arrivals.record(asked, status)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's class is not a subclass
-        if self._request:
+        if self.asked:
             self._transport.write(self._request)
-        elif not self.answered:
+        else:
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         self._answer += data
         head, end, body = self._answer.partition(b"\r\n\r\n")
-        if not end:
+        if not end or len(body) < int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]):
             return
-        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-        if len(body) >= length and self.answered:
-            answered, self.answered = self.answered, None
+        self._answer = b""
+        if self.asked:
             if b"connection: close" not in head:
-                self._arrivals.idle.append(self)
-            answered(int(head[9:12]))
+                self._arrivals.idle[self] = None
+            self._end(int(head[9:12]))
 
     def connection_lost(self, _: Exception | None) -> None:
         self._arrivals.connections -= 1
-        if self in self._arrivals.idle:
-            self._arrivals.idle.remove(self)
-        if self.answered:
-            answered, self.answered = self.answered, None
-            answered(NO_ANSWER)
+        self._arrivals.idle.pop(self, None)
+        self._end(NO_ANSWER)
 
 
 class Arrivals:
@@ -106,15 +117,25 @@ class Arrivals:
         self._loop = asyncio.get_running_loop()
         self._started = perf_counter()
         self._connecting: set[asyncio.Task[None]] = set()
-        self.idle: list[Client] = []
+        self._sent: deque[tuple[float, Client, Asked]] = deque()  # with the time when it times out
+        self.idle: dict[Client, None] = {}
         self.connections = 0
         # For each request: its stream, when it was due, its status, and its duration.
         self.found: list[tuple[str, float, int, float]] = []
 
-    def ask(self, stream: Stream, due: float, then: Callable[[], None]) -> None:
-        """Send a request, on an idle or a new connection."""
+    def _now(self) -> float:
+        return perf_counter() - self._started
+
+    def record(self, asked: Asked, status: int) -> None:
+        """Record the result of a request."""
+        self.found.append((asked.stream, asked.due, status, self._now() - asked.due))
+        if asked.then:
+            asked.then()
+
+    def _ask(self, request: bytes, asked: Asked) -> None:
+        """Send a request, on the connection that became idle last or on a new one."""
         if self.idle:
-            client = self.idle.pop()
+            client, _ = self.idle.popitem()
         elif self.connections < MOST_CONNECTIONS:
             client = Client(self)
             self.connections += 1
@@ -122,20 +143,10 @@ class Arrivals:
             self._connecting.add(connecting)
             connecting.add_done_callback(self._connecting.discard)
         else:
-            self.found.append((stream.name, due, NO_ANSWER, CLIENT_TIMEOUT))
+            self.found.append((asked.stream, asked.due, NO_ANSWER, CLIENT_TIMEOUT))
             return
-
-        def answered(status: int) -> None:
-            timeout.cancel()
-            self.found.append((stream.name, due, status, perf_counter() - self._started - due))
-            then()
-
-        def time_out() -> None:
-            client.abort()
-            answered(NO_ANSWER)
-
-        timeout = self._loop.call_later(CLIENT_TIMEOUT, time_out)
-        client.ask(stream.request(), answered)
+        self._sent.append((self._now() + CLIENT_TIMEOUT, client, asked))
+        client.ask(request, asked)
 
     async def _connect(self, client: Client) -> None:
         try:
@@ -153,26 +164,38 @@ class Arrivals:
             return
         due = stream.begin
         while due < stream.end:
-            while due <= min(perf_counter() - self._started, stream.end):
-                self.ask(stream, due, lambda: None)
+            while due <= min(self._now(), stream.end):
+                self._ask(stream.request(), Asked(stream.name, due))
                 due += 1 / stream.rate
             await asyncio.sleep(0.001)
 
     def _ask_again(self, stream: Stream) -> None:
-        now = perf_counter() - self._started
+        now = self._now()
         if now < stream.end:
-            self.ask(stream, now, partial(self._ask_again, stream))
+            self._ask(stream.request(), Asked(stream.name, now, partial(self._ask_again, stream)))
+
+    async def time_out(self) -> None:
+        """Time out the requests that are not answered, while running."""
+        while True:
+            await asyncio.sleep(0.001)
+            while self._sent and self._sent[0][0] < self._now():
+                _, client, asked = self._sent.popleft()
+                if client.asked is asked:
+                    client.time_out()
 
 
 async def main(port: int, streams: list[Stream]) -> None:
     """Run all streams and print the results of their requests."""
     arrivals = Arrivals(port)
+    timing_out = asyncio.create_task(arrivals.time_out())
     await asyncio.gather(*map(arrivals.run, streams))
     await asyncio.sleep(CLIENT_TIMEOUT + 0.1)
+    timing_out.cancel()
     print(json.dumps(arrivals.found))
 
 
 if __name__ == "__main__":
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    gc.disable()  # all results are kept, so it would search more and more of them, and leave fewer processor time
     uvloop.run(main(int(sys.argv[1]), [Stream(*fields) for fields in json.loads(sys.argv[2])]))
