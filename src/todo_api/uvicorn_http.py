@@ -18,16 +18,17 @@ from todo_api.middleware import new_request_id
 
 # The head of a request that is understood without a parser: with a target that needs no decoding, each header on a line
 # of its own, and none that affects the connection or the body's framing but one `Content-Length`. `X-Request-ID` and
-# `Origin` are only accepted in their valid forms, `Origin` once. Possessive, so that the time is linear in the length.
+# `Origin` are only accepted in their valid forms. `(?(3)(?!))` fails if the third group has matched before, so that there
+# is one `Origin` at most. Possessive, so that the time is linear in the length.
 _PLAIN_REQUEST = re.compile(
     rb"""
     (?:GET|POST|PUT|PATCH|DELETE)[ ]/api/(?P<owner>[A-Za-z0-9._~-]++)/tasks(?:[/?][!-~]{0,8000}+)?+[ ]HTTP/1\.1\r\n
     (?:
         (?i:X-Request-ID):[ ]?(?P<id>[A-Za-z0-9._-]{1,128}+)\r\n
     |
-        (?i:Origin):[ ]?(?P<origin>[!-~]++)(?!\r\n(?:[^\r\n]++\r\n)*?(?i:Origin):)\r\n
+        (?i:Origin):[ ]?(?(3)(?!))(?P<origin>[!-~]++)\r\n
     |
-        (?i:Content-Length):[ ]?(?P<length>[0-9]{1,7}+)(?!\r\n(?:[^\r\n]++\r\n)*?(?i:Content-Length):)\r\n
+        (?i:Content-Length):[ ]?(?(4)(?!))(?P<length>[0-9]{1,7}+)\r\n
     |
         (?i:Connection):[ ]?(?i:keep-alive)\r\n
     |
@@ -51,6 +52,7 @@ class Protocol(HttpToolsProtocol):
     _door: Door | None = None
     _in_message = False
     _delayed = b""  # a refusal to send later; meanwhile, nothing is read
+    _refused_at = 0.0  # time of the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Look up the door."""
@@ -66,6 +68,14 @@ class Protocol(HttpToolsProtocol):
         """Note that the parser has ended a request."""
         self._in_message = False
         super().on_message_complete()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close the connection, unless a request was refused since the timeout was set."""
+        left = self._refused_at + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self.timeout_keep_alive_task = self.loop.call_later(left, self.timeout_keep_alive_handler)
+        else:
+            super().timeout_keep_alive_handler()
 
     def shutdown(self) -> None:
         """Send a delayed refusal before the connection is closed."""
@@ -115,4 +125,8 @@ class Protocol(HttpToolsProtocol):
 
     def _send(self, refusal: bytes) -> None:
         self.transport.write(refusal)
-        self.on_response_complete()  # which reads on, and starts the timeout of an idle connection
+        if self.timeout_keep_alive_task:  # to set it anew would cost as much as to build the refusal
+            self._refused_at = self.loop.time()
+            self.server_state.total_requests += 1
+        else:
+            self.on_response_complete()  # which also reads on
