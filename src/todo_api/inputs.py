@@ -11,7 +11,7 @@ from typing import Any, Never, cast
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive
+from starlette.types import Receive, Scope
 
 from todo_api.errors import BadRequest, BodyTooLarge
 from todo_api.models import INVALID_STATUS, MAX_ID, MAX_KEY, STATUSES, Status, read_changes, read_new_task
@@ -20,6 +20,7 @@ from todo_api.tasks import TaskStore
 
 MAX_BODY = 64 * 1024
 MAX_DEPTH = 1000
+DISCONNECTED_KEY = "todo_api_disconnected"  # in the state of a request whose client has disconnected
 _ID = re.compile("[1-9][0-9]{0,18}")
 # Possessive quantifiers keep this linear; it also matches an unterminated string.
 _STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
@@ -104,15 +105,29 @@ class OwnerRequest(Request):
         return value
 
 
-async def wait_for_disconnect(receive: Receive) -> Never:
-    """Wait until the client disconnects, then raise `ClientDisconnect`; discards the unread part of the body."""
-    body_ends = 0
-    while body_ends < 2:
-        message = await receive()
-        if message["type"] == "http.disconnect":
+class Disconnect:
+    """Tells that the client has disconnected, by raising `ClientDisconnect`."""
+
+    __slots__ = ("_receive", "_state")
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self._state = scope.get("state", {})
+        self._receive = receive
+
+    def check(self) -> None:
+        """Raise if the server has noted the disconnect in the request's state."""
+        if DISCONNECTED_KEY in self._state:
             raise ClientDisconnect
-        body_ends += not message.get("more_body", False)
-    await asyncio.Future[Never]()  # a server that repeats the body's end does not report disconnects
+
+    async def wait(self) -> Never:
+        """Wait until the client disconnects, then raise; discards the unread part of the body."""
+        body_ends = 0
+        while body_ends < 2:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            body_ends += not message.get("more_body", False)
+        await asyncio.Future[Never]()  # a server that repeats the body's end does not report disconnects
 
 
 def _refuse_constant(_: str) -> Never:

@@ -1,6 +1,5 @@
 """The route class of the six operations: it authenticates the owner and calls the endpoint."""
 
-from functools import partial
 from typing import Any
 
 from fastapi.routing import APIRoute
@@ -9,7 +8,7 @@ from starlette.types import Receive, Scope, Send
 
 from todo_api.auth import identify
 from todo_api.errors import TaskNotFound, UserNotFound
-from todo_api.inputs import OwnerRequest, wait_for_disconnect
+from todo_api.inputs import Disconnect, OwnerRequest
 from todo_api.tasks import TaskStore
 
 
@@ -38,6 +37,6 @@ class OwnerRoute(APIRoute):
         owner = await identify(request)
         if owner != request.path_params["user_id"]:
             raise TaskNotFound if "id" in request.path_params else UserNotFound
-        request.tasks = TaskStore(request.app.state.database, owner, partial(wait_for_disconnect, receive))
+        request.tasks = TaskStore(request.app.state.database, owner, Disconnect(scope, receive))
         response = await self.endpoint(request)
         await response(scope, receive, send)

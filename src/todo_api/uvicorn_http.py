@@ -14,12 +14,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from todo_api.door import STATE_KEY, Door
 from todo_api.errors import Busy
+from todo_api.inputs import DISCONNECTED_KEY
 from todo_api.middleware import new_request_id
 
 # The head of a request that is understood without a parser: with a target that needs no decoding, each header on a line
 # of its own, and none that affects the connection or the body's framing but one `Content-Length`. `X-Request-ID` and
-# `Origin` are only accepted in their valid forms. `(?(3)(?!))` fails if the third group has matched before, so that there
-# is one `Origin` at most. Possessive, so that the time is linear in the length.
+# `Origin` are only accepted in their valid forms. `(?(3)(?!))` fails if the third group has matched before, so `Origin`
+# comes once at most. Possessive, so that the time is linear in the length.
 _PLAIN_REQUEST = re.compile(
     rb"""
     (?:GET|POST|PUT|PATCH|DELETE)[ ]/api/(?P<owner>[A-Za-z0-9._~-]++)/tasks(?:[/?][!-~]{0,8000}+)?+[ ]HTTP/1\.1\r\n
@@ -58,6 +59,12 @@ class Protocol(HttpToolsProtocol):
         """Look up the door."""
         super().connection_made(cast("asyncio.Transport", transport))
         self._door = self.app_state.get(STATE_KEY)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note in the request's state that its client has disconnected, so that it need not be awaited to be known."""
+        if self.cycle and not self.cycle.response_complete:
+            self.cycle.scope["state"][DISCONNECTED_KEY] = True
+        super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
         """Note that the parser has begun a request."""

@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tests.support.api import BearerIsIdentity, Person, error
-from todo_api.inputs import wait_for_disconnect
+from todo_api.inputs import Disconnect
 from todo_api.main import create_app
 from todo_api.settings import Settings
 
@@ -218,7 +218,7 @@ def test_repeated_end_of_body_is_no_disconnect() -> None:
 
     async def wait() -> None:
         async with asyncio.timeout(0.05):
-            await wait_for_disconnect(receive)
+            await Disconnect({}, receive).wait()
 
     with pytest.raises(TimeoutError):
         asyncio.run(wait())

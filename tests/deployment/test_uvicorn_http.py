@@ -14,7 +14,8 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from tests.support.api import Holding
+from tests.support.api import Holding, Person
+from todo_api.database.waiting import Waiter
 from todo_api.main import create_app
 from todo_api.settings import Settings
 from todo_api.uvicorn_http import Protocol
@@ -71,7 +72,8 @@ class Server:
         self._prefix = prefix
         self._backend = Holding()
         self._app = create_app(settings, self._backend)
-        self.refused = self._app.state.database.refusals.counts
+        self.pool = self._app.state.database._connections  # noqa: SLF001  # to hold one without a statement
+        self.refused = self.pool.refusals.counts
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: list[Connection] = []
 
@@ -377,6 +379,37 @@ def test_client_that_does_not_read_is_left_to_the_door(settings: Settings) -> No
         assert (await connection.answer())[0] == "HTTP/1.1 503 Service Unavailable"
 
     run(settings, test)
+
+
+def test_request_of_a_client_that_has_left_runs_nothing(
+    settings: Settings, alice: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("todo_api.database.waiting.WATCH_SECONDS", 1000)
+    monkeypatch.setattr("todo_api.database.waiting.FEW", 0)
+
+    def create(title: str) -> bytes:
+        body = b'{"title": "%s"}' % title.encode()
+        head = f"POST {alice.path} HTTP/1.1\r\nAuthorization: {alice.id}\r\nContent-Type: application/json\r\n"
+        return b"%bContent-Length: %d\r\n\r\n%b" % (head.encode(), len(body), body)
+
+    async def test(server: Server) -> None:
+        held = await server.pool.acquire(Waiter("holds"))
+        leaving, staying = [await server.connect() for _ in range(2)]
+        leaving.writer.write(create("left"))
+        staying.writer.write(create("stayed"))
+        connections = len(server.protocols)
+        async with asyncio.timeout(10):
+            while server.pool.waiting < 2:  # noqa: ASYNC110  # the queue has no event for it
+                await asyncio.sleep(0.001)
+            leaving.writer.close()
+            while len(server.protocols) == connections:  # noqa: ASYNC110  # the server has no event for it
+                await asyncio.sleep(0.001)
+        assert server.pool.waiting == 2
+        server.pool.release(held)
+        assert (await staying.answer())[0] == "HTTP/1.1 201 Created"
+        assert [task["title"] for task in await asyncio.to_thread(alice.stored)] == ["stayed"]
+
+    run(settings.model_copy(update={"pool_size": 1}), test)
 
 
 def test_refusals_of_a_flood_are_delayed(settings: Settings, delays: Callable[[float], None]) -> None:

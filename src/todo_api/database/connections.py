@@ -219,9 +219,8 @@ class Connections:
         connection.owner = None
         while self._waiting and not self._keeps_one():
             waiter = self._waiting.pop()
-            if not waiter.future.done():
+            if waiter.hand(connection):
                 connection.owner = waiter.owner
-                waiter.future.set_result(connection)
                 return
         self._idle.append(connection)
 

@@ -7,10 +7,10 @@ length: the time that a new request is expected to wait, at the current rate of 
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import inf
-from typing import TYPE_CHECKING, Never
+from typing import TYPE_CHECKING, Never, Protocol
 
 from todo_api.errors import Busy
 from todo_api.refusals import Refusals
@@ -29,9 +29,17 @@ RATE_DECAY = 0.95  # decay of the measured rate at each update
 STALL_SECONDS = 0.1  # a longer time between two updates is a pause of this process, not of the database
 MAX_WAITING = 1000
 WATCH_SECONDS = 0.1  # a shorter wait ends before watching its client would be worth its cost
+FEW = 10  # so many waiters are watched without regard to the cost
 
-# Raises when the client has disconnected.
-Interrupt = Callable[[], Awaitable[Never]]
+
+class Interrupt(Protocol):
+    """Ends the wait of a request whose client disconnects."""
+
+    def check(self) -> None:
+        """Raise if the client is known to have disconnected."""
+
+    async def wait(self) -> Never:
+        """Wait until the client disconnects, and raise."""
 
 
 @dataclass(eq=False)
@@ -52,6 +60,18 @@ class Waiter:
         """End its waiting with an error."""
         if not self.future.done():
             self.future.set_exception(error)
+
+    def hand(self, connection: "Connection") -> bool:
+        """Hand it a connection, and return True; or False if it does not wait any more, or its client has left."""
+        try:
+            if self.interrupt:
+                self.interrupt.check()
+        except Exception as error:  # noqa: BLE001  # any exception of the interrupt is passed to the waiter
+            self.fail(error)
+        if self.future.done():
+            return False
+        self.future.set_result(connection)
+        return True
 
 
 class Waiting:
@@ -183,13 +203,14 @@ class Waiting:
 
     def watch(self, now: float) -> None:
         """Watch the clients of requests that have waited for some time; the request of one that disconnects leaves."""
+        since = now - (WATCH_SECONDS if self._length > FEW else 0)
         for waiter in self:
-            if waiter.interrupt and not waiter.interrupting and now - waiter.since >= WATCH_SECONDS:
+            if waiter.interrupt and not waiter.interrupting and waiter.since <= since:
                 waiter.interrupting = asyncio.create_task(self._watch(waiter, waiter.interrupt))
 
     async def _watch(self, waiter: Waiter, interrupt: Interrupt) -> None:
         try:
-            await interrupt()
+            await interrupt.wait()
         except Exception as error:  # noqa: BLE001  # any exception of the interrupt is passed to the waiter
             self.leave(waiter)
             waiter.fail(error)

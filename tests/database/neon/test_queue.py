@@ -6,10 +6,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from functools import wraps
-from typing import Any
+from typing import Any, Never
 
 import pytest
 from fastapi import FastAPI
+from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from tests.database.neon.conftest import Neon
@@ -373,6 +374,41 @@ def test_disconnected_client_in_queue_runs_nothing(settings: Settings, alice: Pe
         None,
     ]  # the response after the disconnect, which the client does not get
     assert alice.stored() == []
+
+
+def test_clients_of_a_short_queue_are_watched_at_once(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("todo_api.database.waiting.WATCH_SECONDS", 1000)
+    monkeypatch.setattr("todo_api.database.waiting.FEW", 2)
+    left: list[str] = []
+
+    class Leaving:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def check(self) -> None:
+            pass
+
+        async def wait(self) -> Never:
+            left.append(self.name)
+            raise ClientDisconnect
+
+    async def compete() -> None:
+        database = Database(settings_for(database_url, pool_size=1))
+        await database.warm(STATEMENTS)
+        pool = database._connections  # noqa: SLF001  # to hold its connection without a statement
+        held = await pool.acquire(Waiter("holds"))
+        waiting = [asyncio.create_task(database.run(LIST, {"owner": each}, Leaving(each))) for each in "abc"]
+        await asyncio.sleep(0.1)
+        assert left == []
+        waiting.pop().cancel()
+        for each in waiting:
+            with pytest.raises(ClientDisconnect):
+                await asyncio.wait_for(each, 5)
+        assert left == ["a", "b"]
+        pool.release(held)
+        await database.close()
+
+    asyncio.run(compete())
 
 
 def test_request_cancelled_in_queue_takes_no_connection(database_url: str) -> None:
