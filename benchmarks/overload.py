@@ -25,6 +25,7 @@ CAPACITY_SECONDS = 1.5
 AFTER = 4.0  # of load at half the capacity after each overload, to measure the recovery
 FLOODS = (200, 1000)  # clients of one user
 NEIGHBOUR = 50  # requests per second of another user
+RUNS = 3  # of everything, in turn, because the machine's speed changes; the medians are reported
 Found = list[tuple[str, float, int, float]]
 
 
@@ -165,6 +166,15 @@ def measure(database: BenchmarkDatabase, name: str, url: str, python: str) -> di
     return figures
 
 
+def medians(runs: list[Any]) -> Any:  # noqa: ANN401  # of the same form as each run
+    """Return the median of each figure."""
+    if isinstance(runs[0], dict):
+        return {key: medians([run[key] for run in runs]) for key in runs[0]}
+    if isinstance(runs[0], list):
+        return [*map(medians, map(list, zip(*runs, strict=True)))]
+    return statistics.median(runs)
+
+
 def main() -> None:
     """Run the benchmark and write its result into the documentation.
 
@@ -176,16 +186,18 @@ def main() -> None:
         label, _, python = beside.partition("=")
         services[label] = ("ours", python)
     wanted = sys.argv[1:] or [f"{way}/{label}" for way in report.WAYS for label in services]
+    runs: dict[str, list[Any]] = {each: [] for each in wanted}
     found: dict[str, Any] = {way: {} for way in report.WAYS}
     if sys.argv[1:] and (kept := report.RESULTS / "load.json").exists():
         found |= json.loads(kept.read_text())["found"]
     with benchmark_database(USERS * 100) as database, relay(database.socket, ROUND_TRIP) as port:
         urls = {"far": database.url_through(port), "near": database.url}
-        for each in wanted:
+        for each in wanted * RUNS:
             say(each)
             way, _, label = each.partition("/")
             name, python = services[label]
-            found[way][label] = measure(database, name, urls[way], python)
+            runs[each].append(measure(database, name, urls[way], python))
+            found[way][label] = medians(runs[each])
     result = {"machine": machine() | {"generator": "benchmarks/arrivals.py"}, "found": found}
     report.save("load", result)
     print(report.load(result))
