@@ -19,6 +19,7 @@ from starlette.websockets import WebSocket
 
 from todo_api import logs
 from todo_api.error_handlers import error_response, last_response, shutdown_response
+from todo_api.inputs import DISCONNECTED_KEY
 
 logger = logging.getLogger(__name__)
 _VALID_ID = re.compile(b"[A-Za-z0-9._-]{1,128}")
@@ -167,7 +168,7 @@ class CrashGuard:
         except GeneratorExit:  # the coroutine is being closed, and can await nothing any more
             raise
         except BaseException as error:
-            if isinstance(error, ClientDisconnect) and (started or left):
+            if isinstance(error, ClientDisconnect) and (started or left or DISCONNECTED_KEY in scope.get("state", ())):
                 return
             if started or not await _answer(error, scope, receive, send):
                 raise

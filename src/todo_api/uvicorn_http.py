@@ -8,14 +8,17 @@ under other servers all of them, are refused by the door itself, with the same r
 import asyncio
 import re
 from http import HTTPStatus
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from todo_api.door import STATE_KEY, Door
 from todo_api.errors import Busy
 from todo_api.inputs import DISCONNECTED_KEY
 from todo_api.middleware import new_request_id
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
 
 # The head of a request that is understood without a parser: with a target that needs no decoding, each header on a line
 # of its own, and none that affects the connection or the body's framing but one `Content-Length`. `X-Request-ID` and
@@ -47,24 +50,36 @@ _STATUS_LINE = b"HTTP/1.1 %d %b\r\n" % (Busy.status, HTTPStatus(Busy.status).phr
 class Protocol(HttpToolsProtocol):
     """Refuse a plain request like the door, before it is parsed, if it arrives as a whole and alone.
 
-    Under a door that is not overloaded, and for other applications, it is uvicorn's own protocol.
+    Also note in a request's state that its client has disconnected. Otherwise, and for other applications, it is
+    uvicorn's own protocol.
     """
 
     _door: Door | None = None
     _in_message = False
     _delayed = b""  # a refusal to send later; meanwhile, nothing is read
     _refused_at = 0.0  # time of the event loop
+    _served: RequestResponseCycle | None = None  # the last request given to the application, and its state
+    _state: dict[str, Any]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Look up the door."""
+        """Look up the door, unless the server sends a `Connection` header, which only uvicorn's own protocol obeys."""
         super().connection_made(cast("asyncio.Transport", transport))
-        self._door = self.app_state.get(STATE_KEY)
+        if not any(name == b"connection" for name, _ in self.config.encoded_headers):
+            self._door = self.app_state.get(STATE_KEY)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: "ASGI3Application") -> None:
+        self._served = cycle
+        self._state = cycle.scope["state"]  # before a middleware can replace it
+        super()._start_asgi_task(cycle, app)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Note in the request's state that its client has disconnected, so that it need not be awaited to be known."""
-        if self.cycle and not self.cycle.response_complete:
-            self.cycle.scope["state"][DISCONNECTED_KEY] = True
+        """Tell the request that is served that its client has disconnected; uvicorn tells the last one received."""
+        if self._door and self._served and not self._served.response_complete:
+            self._state[DISCONNECTED_KEY] = True
+            self._served.disconnected = True
+            self._served.message_event.set()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # after an error too: the timer refers to this protocol
 
     def on_message_begin(self) -> None:
         """Note that the parser has begun a request."""

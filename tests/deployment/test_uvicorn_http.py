@@ -4,7 +4,8 @@ import asyncio
 import gc
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import pytest
@@ -88,9 +89,16 @@ class Server:
         await self._app(scope, receive, send)
 
     @asynccontextmanager
-    async def running(self, protocol: type[asyncio.Protocol], keep_alive: int) -> AsyncIterator[None]:
+    async def running(
+        self, protocol: type[asyncio.Protocol], keep_alive: int, headers: list[tuple[str, str]]
+    ) -> AsyncIterator[None]:
         config = uvicorn.Config(
-            self._dispatch, interface="asgi3", http=protocol, log_config=None, timeout_keep_alive=keep_alive
+            self._dispatch,
+            interface="asgi3",
+            http=protocol,
+            log_config=None,
+            timeout_keep_alive=keep_alive,
+            headers=headers,
         )
         self._server = server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
@@ -130,6 +138,15 @@ class Server:
         async with asyncio.timeout(10):
             while len(self.called) < number:  # noqa: ASYNC110  # the application has no event for it
                 await asyncio.sleep(0.01)
+
+    @asynccontextmanager
+    async def busy_pool(self) -> AsyncIterator[None]:
+        """Use the pool's only connection until the block ends."""
+        connection = await self.pool.acquire(Waiter("uses it"))
+        try:
+            yield
+        finally:
+            self.pool.release(connection)
 
     @property
     def protocols(self) -> dict[tuple[str, int], Protocol]:
@@ -185,10 +202,11 @@ def run(
     protocol: type[asyncio.Protocol] = Protocol,
     keep_alive: int = 60,
     prefix: str = "",
+    headers: Sequence[tuple[str, str]] = (),
 ) -> None:
     async def main() -> None:
         server = Server(settings.model_copy(update={"cors_origins": (ORIGIN,)}), prefix)
-        async with server.running(protocol, keep_alive):
+        async with server.running(protocol, keep_alive, [*headers]):
             await test(server)
 
     uvloop.run(main())  # as uvicorn does
@@ -228,6 +246,19 @@ FORMS = {
     "folded header": (f"{GET}X: 1\r\n 2\r\n", "", False),
     "zero byte in a header": (f"{GET}X: \0\r\n", "", False),
 }
+
+
+def create(person: Person, title: str) -> bytes:
+    body = b'{"title": "%s"}' % title.encode()
+    head = f"POST {person.path} HTTP/1.1\r\nAuthorization: {person.id}\r\nContent-Type: application/json\r\n"
+    return b"%bContent-Length: %d\r\n\r\n%b" % (head.encode(), len(body), body)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  # the server has no event for it
+            await asyncio.sleep(0.001)
 
 
 def comparable(answer: Answer) -> Answer:
@@ -382,34 +413,74 @@ def test_client_that_does_not_read_is_left_to_the_door(settings: Settings) -> No
 
 
 def test_request_of_a_client_that_has_left_runs_nothing(
-    settings: Settings, alice: Person, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, alice: Person, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     monkeypatch.setattr("todo_api.database.waiting.WATCH_SECONDS", 1000)
     monkeypatch.setattr("todo_api.database.waiting.FEW", 0)
 
-    def create(title: str) -> bytes:
-        body = b'{"title": "%s"}' % title.encode()
-        head = f"POST {alice.path} HTTP/1.1\r\nAuthorization: {alice.id}\r\nContent-Type: application/json\r\n"
-        return b"%bContent-Length: %d\r\n\r\n%b" % (head.encode(), len(body), body)
-
     async def test(server: Server) -> None:
-        held = await server.pool.acquire(Waiter("holds"))
         leaving, staying = [await server.connect() for _ in range(2)]
-        leaving.writer.write(create("left"))
-        staying.writer.write(create("stayed"))
-        connections = len(server.protocols)
-        async with asyncio.timeout(10):
-            while server.pool.waiting < 2:  # noqa: ASYNC110  # the queue has no event for it
-                await asyncio.sleep(0.001)
+        async with server.busy_pool():
+            leaving.writer.write(create(alice, "left"))
+            staying.writer.write(create(alice, "stayed"))
+            connections = len(server.protocols)
+            await until(lambda: server.pool.waiting == 2)
             leaving.writer.close()
-            while len(server.protocols) == connections:  # noqa: ASYNC110  # the server has no event for it
-                await asyncio.sleep(0.001)
-        assert server.pool.waiting == 2
-        server.pool.release(held)
+            await until(lambda: len(server.protocols) < connections)
+            assert server.pool.waiting == 2
         assert (await staying.answer())[0] == "HTTP/1.1 201 Created"
         assert [task["title"] for task in await asyncio.to_thread(alice.stored)] == ["stayed"]
 
     run(settings.model_copy(update={"pool_size": 1}), test)
+
+    assert "POST /api/{user_id}/tasks 0 " in caplog.text
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_client_that_leaves_is_found_behind_a_pipelined_request(
+    settings: Settings, alice: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("todo_api.database.waiting.MOST_SECONDS", 1000)
+
+    async def test(server: Server) -> None:
+        leaving = await server.connect()
+        async with server.busy_pool():
+            leaving.writer.write(create(alice, "left"))
+            await until(lambda: server.pool.waiting == 1)
+            leaving.writer.write(HEALTH)
+            await asyncio.sleep(0.05)
+            leaving.writer.close()
+            await until(lambda: server.pool.waiting == 0)
+        assert await asyncio.to_thread(alice.stored) == []
+
+    run(settings.model_copy(update={"pool_size": 1}), test)
+
+
+def test_connection_that_was_reset_leaves_no_timer(settings: Settings) -> None:
+    async def test(server: Server) -> None:
+        await server.hold(LIMIT)
+        connection = await server.connect()
+        assert await connection.status(f"{GET}\r\n".encode()) == 503
+        protocol = server.protocols[connection.writer.get_extra_info("sockname")]
+        no_linger = struct.pack("ii", 1, 0)
+        connection.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
+        connection.writer.transport.abort()
+        await until(lambda: protocol not in server.protocols.values())
+        assert protocol.timeout_keep_alive_task is None
+
+    run(settings, test)
+
+
+def test_header_that_closes_connections_closes_them(settings: Settings) -> None:
+    async def test(server: Server) -> None:
+        await server.hold(LIMIT)
+        connection = await server.connect()
+        assert await connection.status(f"{GET}\r\n".encode()) == 503
+        async with asyncio.timeout(10):
+            assert await connection.reader.read() == b""
+
+    run(settings, test, headers=[("Connection", "close")])
 
 
 def test_refusals_of_a_flood_are_delayed(settings: Settings, delays: Callable[[float], None]) -> None:

@@ -1,16 +1,17 @@
 """A client of the application in this process, and users whose bearer token is their id."""
 
 import asyncio
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Never
 from urllib.parse import quote, unquote
 
 import httpx2
 from fastapi import FastAPI
 from starlette.authentication import AuthCredentials, AuthenticationBackend, BaseUser, SimpleUser
-from starlette.requests import HTTPConnection
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.testclient import TestClient
 
 from tests.support.openapi import Document
@@ -42,6 +43,23 @@ class Holding(AuthenticationBackend):
         if "hold" in conn.headers:
             await self.released.wait()
         return await BearerIsIdentity().authenticate(conn)
+
+
+class Leaving:
+    """The interrupt of a request whose client leaves before the given check, and when awaited."""
+
+    def __init__(self, check: int = sys.maxsize) -> None:
+        self.is_awaited = False
+        self._checks_left = check
+
+    def check(self) -> None:
+        self._checks_left -= 1
+        if not self._checks_left:
+            raise ClientDisconnect
+
+    async def wait(self) -> Never:
+        self.is_awaited = True
+        raise ClientDisconnect
 
 
 class CheckedClient(TestClient):

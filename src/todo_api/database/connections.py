@@ -138,11 +138,10 @@ class Connections:
         """
         while self._idle and not self._waiting.has(waiter.owner):
             connection = self._idle.pop()
-            if connection.driver.is_closed() or time.monotonic() >= connection.retire_at:
-                self.drop(connection)
-            elif time.monotonic() < connection.fresh_until or await self._answers(connection):
-                connection.owner = waiter.owner
-                return connection
+            if await self._is_usable(connection):
+                if not waiter.hand(connection):
+                    self._offer(connection)
+                return waiter.future.result()
         if not self._ticking:
             self._ticking = asyncio.get_running_loop().call_later(TICK_SECONDS, self._tick)
         joined = time.monotonic()
@@ -161,6 +160,7 @@ class Connections:
                 waiter.interrupting.cancel()
             if self.record_wait:
                 self.record_wait(time.monotonic() - joined)
+            del waiter  # an error refers to this frame by its traceback, and the waiter to the error
 
     def _tick(self) -> None:
         """Check the waiting requests periodically, while there are any."""
@@ -187,6 +187,14 @@ class Connections:
                 unavailable = DatabaseUnavailable()
                 unavailable.__cause__ = error
                 waiter.fail(unavailable)
+
+    async def _is_usable(self, connection: Connection) -> bool:
+        """Tell whether an idle connection is open, young enough and, probed if necessary, alive; otherwise drop it."""
+        now = time.monotonic()
+        if connection.driver.is_closed() or now >= connection.retire_at:
+            self.drop(connection)
+            return False
+        return now < connection.fresh_until or await self._answers(connection)
 
     async def _answers(self, connection: Connection) -> bool:
         """Probe a connection; if it is dead, drop all that have been idle as long."""
@@ -218,10 +226,11 @@ class Connections:
         """Hand a connection to the next waiting request, or keep it idle."""
         connection.owner = None
         while self._waiting and not self._keeps_one():
-            waiter = self._waiting.pop()
+            waiter = self._waiting.first()
             if waiter.hand(connection):
-                connection.owner = waiter.owner
+                self._waiting.pop()
                 return
+            self._waiting.leave(waiter)  # without a turn
         self._idle.append(connection)
 
     def _keeps_one(self) -> bool:

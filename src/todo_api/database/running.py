@@ -63,7 +63,7 @@ class Database:
 
         A database that is away is waited for, at most `wake_seconds`. A write is sent a second time only where the
         first is known not to have been applied; a read is. Owners take turns. What `interrupt` raises, when the
-        client has left, ends the wait for a connection.
+        client has left, is raised instead of waiting for a connection and of running the statement.
 
         Raises `Busy` when more statements wait than can run in time, `DatabaseUnavailable` when the database does not
         answer in time or nobody knows whether a write was applied, `Unauthorized` when the statement makes a task for
@@ -73,10 +73,13 @@ class Database:
         arguments = query.arguments(parameters)
         since = time.monotonic()
         tries = 0
-        connection = self._connections.take(parameters.get("owner"))
+        owner = parameters.get("owner")
         while True:
+            if interrupt:
+                interrupt.check()
+            connection = self._connections.take(owner)
             if connection is None:
-                connection = await self._connections.acquire(Waiter(parameters.get("owner"), since, interrupt))
+                connection = await self._connections.acquire(Waiter(owner, since, interrupt))
             sent = False
             try:
                 prepared = connection.prepared.get(query.name) or await connection.prepare(query)
@@ -94,7 +97,6 @@ class Database:
             else:
                 self._connections.release(connection)
                 return answer
-            connection = None
             await asyncio.sleep(pause(tries))
             tries += 1
 

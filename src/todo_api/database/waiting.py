@@ -59,7 +59,7 @@ class Waiter:
     def fail(self, error: Exception) -> None:
         """End its waiting with an error."""
         if not self.future.done():
-            self.future.set_exception(error)
+            self.future.set_exception(error.with_traceback(None))  # whose frames would refer to the waiter
 
     def hand(self, connection: "Connection") -> bool:
         """Hand it a connection, and return True; or False if it does not wait any more, or its client has left."""
@@ -70,6 +70,7 @@ class Waiter:
             self.fail(error)
         if self.future.done():
             return False
+        connection.owner = self.owner
         self.future.set_result(connection)
         return True
 
@@ -160,13 +161,16 @@ class Waiting:
             if not queue:
                 del self._queues[waiter.owner]
 
+    def first(self) -> Waiter:
+        """Return the first waiter of the owner to serve next."""
+        return next(iter(next(iter(self._queues.values()))))
+
     def pop(self) -> Waiter:
-        """Remove and return the first waiter of the owner to serve next."""
-        owner, queue = next(iter(self._queues.items()))
-        waiter = next(iter(queue))
+        """Remove and return the first waiter of the owner to serve next, as served."""
+        waiter = self.first()
         self.leave(waiter)
-        if queue:
-            self._queues.move_to_end(owner)
+        if waiter.owner in self._queues:
+            self._queues.move_to_end(waiter.owner)
         self._served += 1
         return waiter
 

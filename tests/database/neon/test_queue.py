@@ -1,12 +1,15 @@
 """The queue for a connection: fairness between owners, refusals, and clients that disconnect."""
 
 import asyncio
+import gc
 import re
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from functools import wraps
-from typing import Any, Never
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -15,7 +18,7 @@ from starlette.types import Message
 
 from tests.database.neon.conftest import Neon
 from tests.database.test_database import scope_of
-from tests.support.api import BearerIsIdentity, Person, error, on_one_connection
+from tests.support.api import BearerIsIdentity, Leaving, Person, error, on_one_connection
 from tests.support.postgres import locked, settings_for, waiting_backend
 from tests.support.threads import thread_pool
 from todo_api.database import Database
@@ -379,36 +382,98 @@ def test_disconnected_client_in_queue_runs_nothing(settings: Settings, alice: Pe
 def test_clients_of_a_short_queue_are_watched_at_once(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("todo_api.database.waiting.WATCH_SECONDS", 1000)
     monkeypatch.setattr("todo_api.database.waiting.FEW", 2)
-    left: list[str] = []
-
-    class Leaving:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def check(self) -> None:
-            pass
-
-        async def wait(self) -> Never:
-            left.append(self.name)
-            raise ClientDisconnect
 
     async def compete() -> None:
         database = Database(settings_for(database_url, pool_size=1))
         await database.warm(STATEMENTS)
         pool = database._connections  # noqa: SLF001  # to hold its connection without a statement
         held = await pool.acquire(Waiter("holds"))
-        waiting = [asyncio.create_task(database.run(LIST, {"owner": each}, Leaving(each))) for each in "abc"]
+        clients = [Leaving() for _ in range(3)]
+        waiting = [asyncio.create_task(database.run(LIST, {"owner": "a"}, client)) for client in clients]
         await asyncio.sleep(0.1)
-        assert left == []
+        assert not any(client.is_awaited for client in clients)
         waiting.pop().cancel()
         for each in waiting:
             with pytest.raises(ClientDisconnect):
                 await asyncio.wait_for(each, 5)
-        assert left == ["a", "b"]
         pool.release(held)
         await database.close()
 
     asyncio.run(compete())
+
+
+def test_client_that_has_left_gets_no_connection(database_url: str) -> None:
+    async def compete() -> None:
+        database = Database(settings_for(database_url, pool_size=1))
+        await database.warm(STATEMENTS)
+        pool = database._connections  # noqa: SLF001  # to see its connection
+        with pytest.raises(ClientDisconnect):
+            await database.run(LIST, {"owner": "a"}, Leaving(check=1))
+        pool.probe_idle_before_use()
+        with pytest.raises(ClientDisconnect):  # while the connection was probed
+            await database.run(LIST, {"owner": "a"}, Leaving(check=2))
+        assert (pool.used, pool.idle) == (0, 1)
+        await database.close()
+
+    asyncio.run(compete())
+
+
+@pytest.mark.parametrize("how", ["refused", "left", "watched"])
+def test_failed_wait_leaves_no_reference_cycle(database_url: str, how: str) -> None:
+    async def compete() -> None:
+        database = Database(settings_for(database_url, pool_size=1))
+        await database.warm(STATEMENTS)
+        pool = database._connections  # noqa: SLF001  # to hold its connection without a statement
+        held = await pool.acquire(Waiter("holds"))
+        waiter = Waiter("a", interrupt=Leaving(check=1) if how == "left" else Leaving() if how == "watched" else None)
+        alive = weakref.ref(waiter)
+        waiting = asyncio.create_task(pool.acquire(waiter))
+        await asyncio.sleep(0)
+        if how == "refused":
+            pool._waiting.refuse(waiter)  # noqa: SLF001  # as under overload
+        elif how == "left":
+            pool.release(held)
+        del waiter
+        with pytest.raises((Busy, ClientDisconnect)):
+            await asyncio.wait_for(waiting, 5)
+        del waiting
+        await asyncio.sleep(0)
+        assert alive() is None
+        await database.close()
+
+    gc.disable()
+    try:
+        asyncio.run(compete())
+    finally:
+        gc.enable()
+
+
+def test_clients_that_have_left_take_no_turn(database_url: str) -> None:
+    served = []
+
+    async def ask(database: Database, owner: str, client: Leaving | None) -> None:
+        with suppress(ClientDisconnect):
+            await database.run(LIST, {"owner": owner}, client)
+            served.append(owner)
+
+    async def compete() -> None:
+        database = Database(settings_for(database_url, pool_size=1))
+        await database.warm(STATEMENTS)
+        pool = database._connections  # noqa: SLF001  # to hold its connection without a statement
+        held = await pool.acquire(Waiter("holds"))
+        clients: dict[str, list[Leaving | None]] = {"a": [Leaving(check=2), Leaving(check=2), None], "b": [None]}
+        waiting = [
+            asyncio.create_task(ask(database, owner, each)) for owner, all_of in clients.items() for each in all_of
+        ]
+        await asyncio.sleep(0)
+        assert pool.waiting == 4
+        pool.release(held)
+        await asyncio.wait_for(asyncio.gather(*waiting), 5)
+        await database.close()
+
+    asyncio.run(compete())
+
+    assert served == ["a", "b"]
 
 
 def test_request_cancelled_in_queue_takes_no_connection(database_url: str) -> None:

@@ -1,5 +1,6 @@
 """Errors of single statements: their effect on the request, the connection and other users."""
 
+import asyncio
 import logging
 import secrets
 import subprocess
@@ -11,12 +12,17 @@ from typing import Any
 
 import asyncpg
 import pytest
+from starlette.requests import ClientDisconnect
 
 from tests.database.neon.conftest import Neon
-from tests.support.api import Person, error, new_account
+from tests.support.api import Leaving, Person, error, new_account
 from tests.support.patience import deadline
-from tests.support.postgres import locked, sql
+from tests.support.postgres import locked, settings_for, sql
 from tests.support.threads import thread_pool
+from todo_api.database import Database
+from todo_api.models import read_new_task
+from todo_api.statements import STATEMENTS
+from todo_api.tasks import TaskStore
 
 FAIL = """
     CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -125,6 +131,21 @@ def test_rolled_back_statement_is_retried(
     assert alice.ask("POST", json={"title": sqlstate}).status_code == 500
     assert failing.proxy.statements == before + 3
     assert name in caplog.text
+
+
+def test_statement_is_not_retried_for_a_client_that_has_left(failing: Neon) -> None:
+    owner = new_account(failing.direct_url)
+
+    async def create() -> None:
+        database = Database(settings_for(failing.url, pool_size=1))
+        await database.warm(STATEMENTS)
+        before = failing.proxy.statements
+        with pytest.raises(ClientDisconnect):
+            await TaskStore(database, owner, Leaving(check=2)).create(read_new_task({"title": "40001"}))
+        assert failing.proxy.statements == before + 1
+        await database.close()
+
+    asyncio.run(create())
 
 
 @pytest.mark.parametrize("sqlstate", ["53300", "57P03"])
