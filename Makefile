@@ -39,7 +39,7 @@ bench: $(VENV)/bench ## compare with SQL by hand and with the usual ORM service:
 bench-growth: $(VENV)/bench ## a distant database, a growing table, long lists, more clients: ten minutes
 	$(BIN)/python -m benchmarks.growth
 
-bench-load: $(VENV)/bench ## more requests than can be answered, and a flood beside another user: seven minutes
+bench-load: $(VENV)/bench ## more requests than can be answered, and a flood beside another user: half an hour
 	$(BIN)/python -m benchmarks.overload
 
 bench-engines: $(VENV)/bench ## compare what statements cost on PostgreSQL, partitions and the Citus cluster of CITUS_URL
