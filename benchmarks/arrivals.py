@@ -197,5 +197,5 @@ async def main(port: int, streams: list[Stream]) -> None:
 if __name__ == "__main__":
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    gc.disable()  # all results are kept, so it would search more and more of them, and leave fewer processor time
+    gc.disable()  # all results are kept, so the collector would only search them again and again
     uvloop.run(main(int(sys.argv[1]), [Stream(*fields) for fields in json.loads(sys.argv[2])]))

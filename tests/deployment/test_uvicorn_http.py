@@ -135,9 +135,7 @@ class Server:
 
     async def reached(self, number: int) -> None:
         """Wait until as many requests have reached the application."""
-        async with asyncio.timeout(10):
-            while len(self.called) < number:  # noqa: ASYNC110  # the application has no event for it
-                await asyncio.sleep(0.01)
+        await until(lambda: len(self.called) >= number)
 
     @asynccontextmanager
     async def busy_pool(self) -> AsyncIterator[None]:
@@ -257,7 +255,7 @@ def create(person: Person, title: str) -> bytes:
 async def until(condition: Callable[[], bool]) -> None:
     """Wait until a condition holds."""
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  # the server has no event for it
+        while not condition():  # noqa: ASYNC110  # there is no event for it
             await asyncio.sleep(0.001)
 
 

@@ -169,7 +169,7 @@ class Waiting:
         """Remove and return the first waiter of the owner to serve next, as served."""
         waiter = self.first()
         self.leave(waiter)
-        if waiter.owner in self._queues:
+        if self.has(waiter.owner):
             self._queues.move_to_end(waiter.owner)
         self._served += 1
         return waiter
